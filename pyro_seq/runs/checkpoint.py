@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -22,6 +23,7 @@ from pyro_seq.runs.writing import replacing
 FORMAT = 2  # 2: settings of the model are those that its pair takes
 MAX_HEADER_BYTES = 16 * 2**20  # of a checkpoint: the names of its tensors and all that is no tensor
 METADATA = "pyro_seq"
+READINGS = 100  # of a file that is replaced during each of them
 
 
 @contextlib.contextmanager
@@ -55,38 +57,29 @@ def save_tree(path: Path, tree: object, *, still: Callable[[], object] | None = 
 
 
 def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
-    """Read a tree that `save_tree` wrote.
-
-    Raises `UserError` if the file is missing, damaged or something else.
+    """Read a tree that `save_tree` wrote, and that a training may replace meanwhile.
 
     With `shapes_only` the tensors are not read: they lie on torch's meta device, as float32, and
     take no memory.
+
+    Raises `UserError` if the file is missing, damaged or something else.
     """
     try:
-        with open_plain(path) as opened:  # says why it cannot be read, which safetensors does not
-            if int.from_bytes(opened.read(8), "little") > MAX_HEADER_BYTES:
-                raise UserError(f"{path} is damaged: its header would be too large")
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if METADATA not in metadata:
-                raise UserError(f"{path} is not a checkpoint of pyro_seq")
-            document = json.loads(metadata[METADATA])
-            version = document["format"]
-            if type(version) is not int or version < 1:
-                raise UserError(
-                    f"{path} is damaged: its format is {version!r}, which no version writes"
-                )
-            if version > FORMAT:
-                raise UserError(f"{path} was written by a newer version of pyro_seq")
-
-            def tensor(name: str) -> Tensor:
-                return (
-                    torch.empty(file.get_slice(name).get_shape(), device="meta")
-                    if shapes_only
-                    else file.get_tensor(name)
-                )
-
-            return from_json_tree(document["tree"], {name: tensor(name) for name in file.keys()})  # noqa: SIM118
+        for _ in range(READINGS):
+            with open_plain(path) as opened:  # which says why a file cannot be read
+                # safetensors opens a file by its name, twice: the names and the numbers that it
+                # finds are of one file only if the name still stands for the one that is open here
+                if int.from_bytes(opened.read(8), "little") > MAX_HEADER_BYTES:
+                    raise UserError(f"{path} is damaged: its header would be too large")
+                try:
+                    tree = _read(path, shapes_only)
+                except (UserError, safetensors.SafetensorError, *OF_WRONG_VALUES):
+                    if _is_called(opened, path):
+                        raise
+                else:
+                    if _is_called(opened, path):
+                        return tree
+        raise UserError(f"{path} is replaced faster than it can be read")
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
     except OSError as error:
@@ -95,6 +88,35 @@ def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
         raise
     except (safetensors.SafetensorError, *OF_WRONG_VALUES) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _is_called(opened: BinaryIO, path: Path) -> bool:
+    """Tell whether a name still stands for an open file."""
+    return os.path.samestat(os.fstat(opened.fileno()), path.lstat())
+
+
+def _read(path: Path, shapes_only: bool) -> Any:
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if METADATA not in metadata:
+            raise UserError(f"{path} is not a checkpoint of pyro_seq")
+        document = json.loads(metadata[METADATA])
+        version = document["format"]
+        if type(version) is not int or version < 1:
+            raise UserError(
+                f"{path} is damaged: its format is {version!r}, which no version writes"
+            )
+        if version > FORMAT:
+            raise UserError(f"{path} was written by a newer version of pyro_seq")
+
+        def tensor(name: str) -> Tensor:
+            return (
+                torch.empty(file.get_slice(name).get_shape(), device="meta")
+                if shapes_only
+                else file.get_tensor(name)
+            )
+
+        return from_json_tree(document["tree"], {name: tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
 # what is in every one

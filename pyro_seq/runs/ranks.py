@@ -7,6 +7,7 @@ all functions here do at once what they are asked to do for all.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import time
@@ -21,6 +22,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyro_seq.errors import UserError, said
+
+if dist.is_available():
+    # its functions keep, as a default, the group that is there when it is first imported: a group
+    # would outlive its end, and its threads would abort the interpreter's
+    importlib.import_module("torch.distributed.nn.functional")
 
 T = TypeVar("T")
 

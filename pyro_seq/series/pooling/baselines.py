@@ -60,8 +60,7 @@ def baseline_paths(
     if name == "analogues":
         return _analogues(history, horizon, kinds, paths, generator)
     season = next((s for s in sorted(seasons) if s <= steps), 1)
-    lag = season if name == "seasonal naive" else 1
-    cycle = 1
+    lag, cycle = season if name == "seasonal naive" else 1, 1
     if name == "climatology":
         cycle = max((s for s in seasons if s * LEAST_CYCLES <= steps), default=1)
     ahead = np.arange(1, horizon + 1)
@@ -118,16 +117,19 @@ def _carried(history: Array, lag: int) -> Array:
     """A history whose missing cells repeat the last one of the same phase, else the last one, else
     the first that there is; zero where there is none.
     """
-    filled = history.copy()
-    if not np.isnan(filled).any():
-        return filled
-    for t in range(lag, len(filled)):
-        filled[t] = np.where(np.isnan(filled[t]), filled[t - lag], filled[t])
-    for t in range(1, len(filled)):
-        filled[t] = np.where(np.isnan(filled[t]), filled[t - 1], filled[t])
-    for t in range(len(filled) - 2, -1, -1):
-        filled[t] = np.where(np.isnan(filled[t]), filled[t + 1], filled[t])
-    return np.nan_to_num(filled)
+    if not np.isnan(history).any():
+        return history.copy()
+    steps, columns = history.shape
+    cycles = np.full((-(-steps // lag) * lag, columns), np.nan)
+    cycles[:steps] = history
+    by_phase = _repeated(cycles.reshape(-1, lag * columns)).reshape(-1, columns)[:steps]
+    return np.nan_to_num(_repeated(_repeated(by_phase)[::-1])[::-1])
+
+
+def _repeated(values: Array) -> Array:
+    """Values whose missing ones repeat the last one before; missing where there is none."""
+    at = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
+    return np.take_along_axis(values, np.maximum.accumulate(at, axis=0), axis=0)
 
 
 def _origins_of_paths(came: Array, paths: int, generator: np.random.Generator) -> NDArray[np.int64]:
