@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -11,15 +11,21 @@ import numpy as np
 
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.series.data.files.delimited import ID_NAMES
+from pyro_seq.series.data.files.numbers import ALMOST, is_number, words_of
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw, listed
-from pyro_seq.series.data.schema import Kind, Schema
+from pyro_seq.series.data.schema import MOST_WORDS, Kind, Schema
 from pyro_seq.series.data.times import TIME_NAMES, looks_like_times
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SAVED = re.compile(r"Unnamed: \d+")  # what pandas calls an index that it has saved and read again
+# what columns that number the rows are called; `Unnamed: 0` is an index that pandas has saved
+NUMBERING = re.compile(
+    r"Unnamed: \d+|no\.?|nr\.?|#|index|obs|observation|row(s|name|names|_?(no|nr|number|id))?",
+    re.IGNORECASE,
+)
+FEW_ROWS = 8  # whose words may all differ by chance
 MOST_JOINT = 16  # target columns of one series; more are a series each
 
 
@@ -90,7 +96,8 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
         id_ = None
     rest = [name for name in names if name not in (id_, time)]
     if len(raw.nameless) < len(raw.frame.columns):
-        numbering = [*raw.nameless, *named_ids, *(n for n in rest if SAVED.fullmatch(n))]
+        numbering = [*raw.nameless, *named_ids, *(n for n in rest if NUMBERING.fullmatch(n))]
+        numbering += [] if time is None or names[0] in numbering else [names[0]]
         unnamed = [n for n in numbering if n in rest and n not in given]
     else:  # the file has no header
         unnamed = []
@@ -98,6 +105,7 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
         if len(rest) > 1 and _runs(raw.frame[name]):
             raw.notes.append(f"{name!r} only numbers the rows, and is left out")
             rest.remove(name)
+    rest = _without_labels(raw, rest, given)
     roles = Roles(id_, time, "joint")
     for name in rest:
         role = next(
@@ -121,6 +129,23 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
     return roles
 
 
+def _without_labels(raw: Raw, names: Sequence[str], given: Set[str]) -> list[str]:
+    """Return columns without those of words that differ in each row, of which none comes again."""
+    words = [n for n in names if n not in given and raw.frame[n].dtype.kind not in "biufcMm"]
+    for name in (
+        words if FEW_ROWS < len(raw.frame) <= MOST_WORDS and len(words) < len(names) else ()
+    ):
+        texts = words_of(raw.frame[name])
+        labels = [w for w in texts.words if not (ALMOST.fullmatch(w) or is_number(w, "."))]
+        if len(texts.words) == len(raw.frame) and len(labels) > len(texts.words) / 2:
+            raw.notes.append(
+                f"{name!r} has another word in each row, of which nothing can be learnt, and is "
+                "left out; if they are times, say how they are written by --time-format"
+            )
+            names = [other for other in names if other != name]
+    return list(names)
+
+
 def _runs(column: pd.Series) -> bool:
     """Tell whether a column counts rows: whole numbers that go up by one."""
     import pandas as pd
@@ -137,19 +162,29 @@ def _time_of(raw: Raw, free: Sequence[str], ids: Sequence[str]) -> str | None:
     Whole numbers are times if the column has a usual name, or is the first and has none, and they
     go up within each series.
     """
+    import pandas as pd
+
     usual = [n for n in free if n.casefold() in TIME_NAMES or n in raw.nameless[:1]]
     for name in [*usual, *(n for n in free if n not in usual)]:
         if name not in ids and looks_like_times(raw, name):
             return name
-    for name in usual:
+    for name in sorted(usual, key=lambda name: name in raw.nameless):
         column = raw.frame[name]
         if column.dtype.kind not in "iuf" or column.isna().any() or name in ids:
             continue
-        groups = [raw.frame[ids[0]].to_numpy()] if ids else [raw.file_of]
-        moves = column.groupby(groups, sort=False).diff().dropna().to_numpy()
-        if len(moves) and (moves > 0).mean() > 0.99:
-            return name
+        groups = [raw.frame[ids[0]]] if ids else [pd.Series(raw.file_of), *_words_in(raw, free)]
+        for group in groups:
+            moves = column.groupby(group.to_numpy(), sort=False).diff().dropna().to_numpy()
+            if len(moves) and (moves > 0).mean() > 0.99:
+                return name
     return None
+
+
+def _words_in(raw: Raw, free: Sequence[str]) -> list[pd.Series]:
+    """Return columns of words that come again: they may name series."""
+    columns = [raw.frame[name] for name in free]
+    words = [column for column in columns if column.dtype.kind not in "biufcMm"]
+    return [column for column in words if column.nunique() < len(column) / 2]
 
 
 def _id_of(raw: Raw, free: Sequence[str], named: Sequence[str], time: str | None) -> str | None:

@@ -13,6 +13,7 @@ from pyro_seq.series.data.calendar import seasons_of
 from pyro_seq.series.data.columns import check_names, roles_of, roles_of_schema
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw, listed, quoted
+from pyro_seq.series.data.files.time_parts import with_times_together
 from pyro_seq.series.data.grid import Findings, Placed, filled, place, placed_at_once
 from pyro_seq.series.data.kinds import Cells, cells_of, check_kind, kind_of
 from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
@@ -42,6 +43,7 @@ def table_of(raw: Raw, options: ReadOptions, schema: Schema | None = None) -> Se
             f"{LONGEST_NAME:,} belong there: it begins {quoted(long)}"
         )
     check_names(raw, options, schema)
+    raw = with_times_together(raw, options, None if schema is None else schema.time)
     return _Making(raw, options, schema).table()
 
 

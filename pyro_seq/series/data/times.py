@@ -33,7 +33,9 @@ WEEK = re.compile(r"(\d{4})-?W(\d{2})")
 DAYS = (
     "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d.%m.%y", "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y",
     "%m-%d-%Y", "%d-%m-%Y", "%Y%m%d", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%d %B %Y",
-    "%B %d, %Y", "%Y-%m-%d", "%Y/%m", "%m/%Y", "%b %Y", "%b-%Y", "%b-%y", "%B %Y", "%Y-%b", "%YM%m",
+    "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d-%B-%Y", "%d %b %y", "%a %d %b %Y", "%a, %d %b %Y",
+    "%a %b %d %Y", "%A, %B %d, %Y", "%Y-%m-%d", "%Y/%m", "%m/%Y", "%b %Y", "%b-%Y", "%b-%y",
+    "%B %Y", "%B-%Y", "%Y-%b", "%Y %b", "%Y %B", "%YM%m",
 )  # fmt: skip
 CLOCKS = (
     "", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p",
@@ -42,6 +44,8 @@ CLOCKS = (
 MINUTE, DAY = 60 * 10**9, 86_400 * 10**9
 EPOCHS = ((1e8, 1e10, "s"), (1e11, 1e13, "ms"), (1e14, 1e16, "us"), (1e17, 9e18, "ns"))
 SAMPLE = 200
+DECIMAL = ("time", "year", "date", "t", "decimal date", "decimal year", "decimal_date")
+ROUNDED = 0.0055  # of a year: what two digits leave of months
 
 
 @dataclass(eq=False)
@@ -135,6 +139,11 @@ def _of_numbers(raw: Raw, name: str, values: NDArray[np.generic], options: ReadO
         if not days.isna().any():
             raw.notes.append(f"{name!r} is read as dates, {int(numbers[0])} as {days[0]:%Y-%m-%d}")
             return _localised(raw, name, pd.DatetimeIndex(days), options)
+    if not whole and name.casefold() in DECIMAL and (dates := _years(numbers)) is not None:
+        raw.notes.append(
+            f"{name!r} is read as years, {numbers[0]:.10g} as {dates[0].astype('datetime64[M]')}"
+        )
+        return _localised(raw, name, pd.DatetimeIndex(dates), options)
     for least, most, unit in EPOCHS:
         if least <= low and high < most:
             scale = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[unit]
@@ -151,6 +160,18 @@ def _of_numbers(raw: Raw, name: str, values: NDArray[np.generic], options: ReadO
     if max(abs(low), abs(high)) >= 2**53:
         raise UserError(f"{raw.place(0, name)}: {high:g} is no time: numbers go up to 2^53")
     return Times(numbers.astype(np.int64) if whole else numbers, False)
+
+
+def _years(numbers: NDArray[np.float64]) -> NDArray[np.datetime64] | None:
+    """Return numbers as years with a fraction of months or quarters; `None` if they are not."""
+    months = np.round(numbers * 12)
+    moves = np.diff(numbers)
+    even = [bool(np.mean(np.abs(moves - part) < 2 * ROUNDED) > 0.9) for part in (1 / 12, 1 / 4)]
+    near = bool((np.abs(numbers * 12 - months) < 12 * ROUNDED).all())
+    if not (any(even) and near and numbers.min() >= 1678 and numbers.max() < 2262):
+        return None
+    since_1970 = months.astype(np.int64) - 1970 * 12
+    return since_1970.astype("datetime64[M]").astype("datetime64[ns]")
 
 
 def _of_words(raw: Raw, name: str, texts: Words, options: ReadOptions) -> Times:
@@ -235,6 +256,8 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         "%f": r"\d+",
         "%b": "[A-Za-z]{3}",
         "%B": "[A-Za-z]{3,9}",
+        "%a": "[A-Za-z]{3}",
+        "%A": "[A-Za-z]{6,9}",
         "%p": "[AaPp][Mm]",
     }
     found = {}
