@@ -25,6 +25,7 @@ NUMBERING = re.compile(
     r"Unnamed: \d+|no\.?|nr\.?|#|index|obs|observation|row(s|name|names|_?(no|nr|number|id))?",
     re.IGNORECASE,
 )
+BETWEEN = " / "  # the names of columns that name series together
 FEW_ROWS = 8  # whose words may all differ by chance
 MOST_JOINT = 16  # target columns of one series; more are a series each
 
@@ -117,6 +118,12 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
         roles.role[name] = role
         if name not in given:
             roles.guessed.add(name)
+    odd = [n for n in roles.guessed if n.casefold() in TIME_NAMES] if time is None else []
+    for name in odd:
+        raw.notes.append(
+            f"{name!r} is called as times are, and is read as a value: it does not go up from row "
+            "to row"
+        )
     left = [name for name in rest if name not in roles.role]
     if left:
         raw.notes.append(f"columns that are not named are left out: {listed(left)}")
@@ -172,19 +179,21 @@ def _time_of(raw: Raw, free: Sequence[str], ids: Sequence[str]) -> str | None:
         column = raw.frame[name]
         if column.dtype.kind not in "iuf" or column.isna().any() or name in ids:
             continue
-        groups = [raw.frame[ids[0]]] if ids else [pd.Series(raw.file_of), *_words_in(raw, free)]
-        for group in groups:
-            moves = column.groupby(group.to_numpy(), sort=False).diff().dropna().to_numpy()
+        words = [raw.frame[other] for other in _words_in(raw, free)]
+        groups = [[raw.frame[ids[0]]]] if ids else [[pd.Series(raw.file_of)], *([w] for w in words)]
+        for group in [*groups, words] if len(words) > 1 and not ids else groups:
+            keys = [one.to_numpy() for one in group]
+            moves = column.groupby(keys, sort=False, dropna=False).diff().dropna().to_numpy()
             if len(moves) and (moves > 0).mean() > 0.99:
                 return name
     return None
 
 
-def _words_in(raw: Raw, free: Sequence[str]) -> list[pd.Series]:
+def _words_in(raw: Raw, free: Sequence[str]) -> list[str]:
     """Return columns of words that come again: they may name series."""
-    columns = [raw.frame[name] for name in free]
-    words = [column for column in columns if column.dtype.kind not in "biufcMm"]
-    return [column for column in words if column.nunique() < len(column) / 2]
+    frame = raw.frame
+    words = [name for name in free if frame[name].dtype.kind not in "biufcMm"]
+    return [name for name in words if frame[name].nunique() < len(frame) / 2]
 
 
 def _id_of(raw: Raw, free: Sequence[str], named: Sequence[str], time: str | None) -> str | None:
@@ -214,7 +223,32 @@ def _id_of(raw: Raw, free: Sequence[str], named: Sequence[str], time: str | None
     if len(found) == 1 or alike:  # of several that part the rows in the same way the first
         raw.notes.append(f"{found[0]!r} tells rows of the same time apart: it names the series")
         return found[0]
-    return None
+    return None if found else _id_of_several(raw, free, time)
+
+
+def _id_of_several(raw: Raw, free: Sequence[str], time: str) -> str | None:
+    """Return a new column that names series by several columns of words, if it takes as many."""
+    words = [name for name in _words_in(raw, free) if name != time]
+    if raw.frame[words].isna().any(axis=None) or raw.frame.duplicated([*words, time]).any():
+        return None
+    for name in reversed(words):
+        fewer = [other for other in words if other != name]
+        if fewer and not raw.frame.duplicated([*fewer, time]).any():
+            words = fewer
+    name = BETWEEN.join(words)
+    raw.notes.append(f"{name!r} together tell rows of the same time apart: they name the series")
+    put_ids_together(raw, name)
+    return name
+
+
+def put_ids_together(raw: Raw, name: str | None) -> None:
+    """Add the column `a / b` of the words of columns `a` and `b`, if it is asked for and lacks."""
+    if name is None or name in raw.frame.columns or BETWEEN not in name:
+        return
+    parts = name.split(BETWEEN)
+    if all(part in raw.frame.columns for part in parts):
+        words = [raw.frame[part].astype(str).str.strip() for part in parts]
+        raw.frame = raw.frame.assign(**{name: words[0].str.cat(words[1:], sep=BETWEEN)})
 
 
 def roles_of_schema(raw: Raw, options: ReadOptions, schema: Schema) -> Roles:

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.calendar import seasons_of
-from pyro_seq.series.data.columns import check_names, roles_of, roles_of_schema
+from pyro_seq.series.data.columns import (
+    check_names,
+    put_ids_together,
+    roles_of,
+    roles_of_schema,
+)
+from pyro_seq.series.data.files.layouts import with_series_below
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw, listed, quoted
 from pyro_seq.series.data.files.time_parts import with_times_together
@@ -18,7 +24,7 @@ from pyro_seq.series.data.grid import Findings, Placed, filled, place, placed_at
 from pyro_seq.series.data.kinds import Cells, cells_of, check_kind, kind_of
 from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
 from pyro_seq.series.data.steps import DAY, Step, from_local, local, parsed, step_of
-from pyro_seq.series.data.times import Times, times_of
+from pyro_seq.series.data.times import Times, formats_of, times_of
 
 LONGEST_NAME = 1_000
 VALUE = "value"  # the column of series that are a column each
@@ -42,9 +48,23 @@ def table_of(raw: Raw, options: ReadOptions, schema: Schema | None = None) -> Se
             f"{raw.where}: a column's name has {len(long):,} letters, and at most "
             f"{LONGEST_NAME:,} belong there: it begins {quoted(long)}"
         )
+    for name in (options.id, None if schema is None else schema.id):
+        put_ids_together(raw, name)
     check_names(raw, options, schema)
+    raw = with_series_below(raw, options, _are_dates, _needed(schema))
     raw = with_times_together(raw, options, None if schema is None else schema.time)
     return _Making(raw, options, schema).table()
+
+
+def _are_dates(words: list[str]) -> bool:
+    return bool(formats_of(words))
+
+
+def _needed(schema: Schema | None) -> list[str]:
+    """Return the columns that a file must have to be as a run's files were."""
+    if schema is None:
+        return []
+    return [name for name in (schema.id, schema.time) if name is not None]
 
 
 class _Making:

@@ -33,7 +33,8 @@ WEEK = re.compile(r"(\d{4})-?W(\d{2})")
 DAYS = (
     "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d.%m.%y", "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y",
     "%m-%d-%Y", "%d-%m-%Y", "%Y%m%d", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%d %B %Y",
-    "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d-%B-%Y", "%d %b %y", "%a %d %b %Y", "%a, %d %b %Y",
+    "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d-%B-%Y", "%d %b %y", "%b-%d-%Y", "%Y-%b-%d",
+    "%a %d %b %Y", "%a, %d %b %Y",
     "%a %b %d %Y", "%A, %B %d, %Y", "%Y-%m-%d", "%Y/%m", "%m/%Y", "%b %Y", "%b-%Y", "%b-%y",
     "%B %Y", "%B-%Y", "%Y-%b", "%Y %b", "%Y %B", "%YM%m",
 )  # fmt: skip
@@ -72,7 +73,7 @@ def looks_like_times(raw: Raw, name: str) -> bool:
     if not _has_text(column):
         return False
     present = column.dropna()
-    words = words_of(present.iloc[:: max(len(present) // SAMPLE, 1)]).words
+    words = _plain(words_of(present.iloc[:: max(len(present) // SAMPLE, 1)])).words
     return bool(words) and bool(formats_of(words))
 
 
@@ -92,7 +93,7 @@ def times_of(raw: Raw, name: str, options: ReadOptions) -> Times:
         return _of_numbers(raw, name, column.to_numpy(), options)
     if options.time_format is None and (moments := _plain_dates(column)) is not None:
         return _localised(raw, name, moments, options)
-    texts = words_of(column)
+    texts = _plain(words_of(column))
     if (texts.codes < 0).any():
         raise UserError(f"{raw.place(int((texts.codes < 0).argmax()), name)}: the time is missing")
     return _of_words(raw, name, texts, options)
@@ -110,6 +111,11 @@ def _plain_dates(column: pd.Series) -> pd.DatetimeIndex | None:
         return None if moments.tz is not None or moments.hasnans else moments.as_unit("ns")
     except (ValueError, OverflowError):  # the long way says which cell is wrong
         return None
+
+
+def _plain(texts: Words) -> Words:
+    """Return texts with one blank where they have several."""
+    return Words(texts.codes, [" ".join(word.split()) for word in texts.words])
 
 
 def _has_text(column: pd.Series) -> bool:
@@ -198,12 +204,13 @@ def _of_words(raw: Raw, name: str, texts: Words, options: ReadOptions) -> Times:
         )
     if len(right) > 1:
         right = [_only(raw, name, {form: read[form] for form in right}, texts)]
-    if right[0] != "iso":
-        example = read[right[0]][0]
-        raw.notes.append(
-            f"{name!r} is read as {right[0]}: {quoted(words[0])} is {example:%Y-%m-%d %H:%M}"
-        )
     moments = read[right[0]]
+    if "%y" in right[0]:
+        moments = _of_this_century(raw, name, moments)
+    if right[0] != "iso":
+        raw.notes.append(
+            f"{name!r} is read as {right[0]}: {quoted(words[0])} is {moments[0]:%Y-%m-%d %H:%M}"
+        )
     if right[0] == "iso" and (offsets := _offsets_of(raw, name, texts)) is not None:
         values = moments.as_unit("ns").asi8
         clock = values + offsets * MINUTE
@@ -213,6 +220,17 @@ def _of_words(raw: Raw, name: str, texts: Words, options: ReadOptions) -> Times:
         zone = options.zone or _zone_of(raw, name, offsets)
         return Times(values[texts.codes], True, zone)
     return _localised(raw, name, pd.DatetimeIndex(moments[texts.codes]), options)
+
+
+def _of_this_century(raw: Raw, name: str, moments: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    """Return times with years of two digits, those more than a year ahead in the last century."""
+    import pandas as pd
+
+    ahead = moments > pd.Timestamp.now() + pd.DateOffset(years=1)
+    if not ahead.any():
+        return moments
+    raw.notes.append(f"years of {name!r} from {moments[ahead].year.min() % 100} on are of 19…")
+    return moments.where(~ahead, moments - pd.DateOffset(years=100))
 
 
 def _only(raw: Raw, name: str, read: dict[str, pd.DatetimeIndex], texts: Words) -> str:

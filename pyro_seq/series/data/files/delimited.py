@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import MISSING, Raw, listed, unique_names
 from pyro_seq.series.data.files.records import (
     Records,
+    by_blanks,
     cells_of,
     delimiter_of,
     has_header,
@@ -23,7 +25,8 @@ from pyro_seq.series.data.files.records import (
 )
 
 MOST_COLUMNS = 100_000
-SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs or blanks", "|": "vertical bars"}
+BLANKS, OUTER = re.compile(rb"[ \t]+"), re.compile(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)")
 ID_NAMES = ("id", "unique_id", "item_id", "series_id", "ts_id", "series", "item", "store_id")
 
 
@@ -40,7 +43,9 @@ def read_delimited(data: bytes, where: str, options: ReadOptions) -> Raw:
     """
     notes: list[str] = []
     data = as_utf8(data, where, options, notes)
+    data, comments = _without_comments(data, notes)
     delimiter, data, skipped = _delimiter(data)
+    skipped += comments
     sample = cells_of(sample_of(data), delimiter)
     if not sample:
         raise UserError(f"{where} is empty")
@@ -75,12 +80,26 @@ def read_delimited(data: bytes, where: str, options: ReadOptions) -> Raw:
     )
 
 
+def _without_comments(data: bytes, notes: list[str]) -> tuple[bytes, int]:
+    """Return a text without the lines at its beginning that begin with `#`, and how many."""
+    lines = 0
+    while data.startswith(b"#") and b"\n" in data and data[:2] not in (b"#,", b"#;", b"#\t"):
+        data = data[data.index(b"\n") + 1 :]
+        lines += 1
+    if lines:
+        notes.append(f"the first {lines} line{'s' * (lines > 1)} are comments: they begin with '#'")
+    return data, lines
+
+
 def _delimiter(data: bytes) -> tuple[str, bytes, int]:
     """Return the delimiter, the text without a line that names it, and how many lines that were."""
     if data[:4] == b"sep=" and data[5:7].startswith((b"\n", b"\r\n")):
         end = data.index(b"\n") + 1
         return chr(data[4]), data[end:], 1
-    return delimiter_of(sample_of(data)), data, 0
+    lines = sample_of(data)
+    if by_blanks(lines):
+        return "\t", BLANKS.sub(b"\t", OUTER.sub(b"", data)), 0
+    return delimiter_of(lines), data, 0
 
 
 def _checked_widths(

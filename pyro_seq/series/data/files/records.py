@@ -20,6 +20,7 @@ CHUNK = 2**24  # bytes that are scanned at once
 DATE = re.compile(
     r"\d{4}[-/.]\d{1,2}([-/.]\d{1,2}([T ].*)?)?|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})( .*)?"
 )
+CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?")
 
 
 @dataclass(eq=False)
@@ -112,6 +113,17 @@ def delimiter_of(lines: list[str]) -> str:
         if (alike, lengths[0]) > best:
             best, found = (alike, lengths[0]), sign
     return found
+
+
+def by_blanks(lines: list[str]) -> bool:
+    """Tell whether blanks part the cells: each row has as many, of numbers, dates or clocks."""
+    rows = [line.split() for line in lines if line.strip()]
+    if len(rows) < 3 or len(rows[0]) < 2 or any(sign in line for line in lines for sign in ',;"|'):
+        return False
+    plain = (cell for row in rows[1:] for cell in row)
+    return all(len(row) == len(rows[0]) for row in rows) and not any(
+        _is_word(cell) and not CLOCK.fullmatch(cell) for cell in plain
+    )
 
 
 def has_header(rows: list[list[str]]) -> bool:

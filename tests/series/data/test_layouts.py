@@ -1,0 +1,114 @@
+"""Files that lie across, are named by several columns, or are parted and headed otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyro_seq.series.data.reading import ReadOptions, read_series
+from pyro_seq.series.data.schema import SeriesTable
+
+Read = Callable[..., SeriesTable]
+YEARS = np.arange(1990, 2010)
+ACROSS = np.round(np.cos(np.arange(240.0)).reshape(20, 12), 3)
+NAMES = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    def reading(content: str | pd.DataFrame, **options: object) -> SeriesTable:
+        path = tmp_path / "table.csv"
+        text = content if isinstance(content, str) else content.to_csv(index=False)
+        path.write_text(text)
+        table = read_series([path], ReadOptions(**options))  # type: ignore[arg-type]
+        again = read_series([path], schema=table.schema)
+        assert [one.id for one in again.series] == [one.id for one in table.series]
+        assert again.schema == table.schema
+        return table
+
+    return reading
+
+
+def said(table: SeriesTable) -> str:
+    return "; ".join(table.notes)
+
+
+def test_months_in_twelve_columns(read: Read) -> None:
+    frame = pd.DataFrame(ACROSS, columns=NAMES)
+    frame.insert(0, "YEAR", YEARS)
+    table = read(frame.assign(ANNUAL=ACROSS.mean(1)))
+    (one,) = table.series
+    np.testing.assert_array_equal(one.values["value"], ACROSS.reshape(-1))
+    assert (str(one.times[13])[:7], table.schema.step) == ("1991-02", "MS")
+    assert "columns beside the months are left out: ANNUAL" in said(table)
+
+
+@pytest.mark.parametrize("form", ["%Y", "%Y-%m-%d", "%m/%d/%y"])
+def test_steps_in_columns(read: Read, form: str) -> None:
+    days = pd.date_range("2004-01-05", periods=12, freq="YS" if form == "%Y" else "D")
+    frame = pd.DataFrame(ACROSS[:5], columns=list(days.strftime(form)))
+    frame.insert(0, "Country", list("abcde"))
+    frame.insert(1, "Region", ["north", "south", "north", "south", "north"])
+    frame.insert(2, "Unit", "persons")
+    frame.iloc[3, 3:] = np.nan
+    table = read(frame)
+    assert [one.id for one in table.series] == ["a", "b", "c", "e"]
+    np.testing.assert_array_equal(table.series[1].values["value"], ACROSS[1])
+    assert table.series[1].static == {"Region": 1.0}
+    assert "rows without a value are left out: d" in said(table)
+    assert "left out: Unit" in said(table)
+
+
+def test_years_are_no_steps_where_the_user_says_otherwise(read: Read) -> None:
+    frame = pd.DataFrame(ACROSS[:, :8], columns=[str(year) for year in range(2000, 2008)])
+    table = read(frame.assign(name=[f"r{i}" for i in range(20)]), targets=("2000", "2001"))
+    assert list(table.series[0].values) == ["2000", "2001"]
+
+
+def test_series_named_by_several_columns(read: Read) -> None:
+    rows = [
+        (indicator, country, year, f"{year % 7}.5")
+        for indicator in ("births", "deaths")
+        for country in ("a", "b", "c")
+        for year in YEARS
+    ]
+    frame = pd.DataFrame(rows, columns=["Indicator", "Country", "Year", "Val"])
+    table = read(frame)
+    assert (table.schema.id, table.schema.time) == ("Indicator / Country", "Year")
+    assert [one.id for one in table.series][:2] == ["births / a", "births / b"]
+    assert [c.name for c in table.schema.of_role("static")] == ["Indicator", "Country"]
+    assert read(frame, id="Country / Indicator").series[0].id == "a / births"
+
+
+def test_cells_parted_by_blanks(read: Read) -> None:
+    rows = "\n".join(f"  {i + 2000}   {i * 3 % 5}.25  {-i}.0 " for i in range(30))
+    table = read("year   x y\n" + rows)
+    assert table.schema.time == "year"
+    assert table.series[0].values["y"][3] == -3
+    assert len(read(rows).series[0]) == 30
+    clock = "\n".join(f"2020-01-{d:02} {h:02}:00 {d + h}.5" for d in range(1, 9) for h in range(24))
+    assert read(clock.join(["day time x\n", ""])).schema.step == "h"
+
+
+def test_comments_before_the_header(read: Read) -> None:
+    body = "date,x\n" + "\n".join(f"2020-01-{d:02},{d}.5" for d in range(1, 29))
+    table = read("# made by hand\n#\n" + body)
+    assert len(table.series[0]) == 28
+    assert "the first 2 lines are comments" in said(table)
+
+
+def test_years_of_the_last_century(read: Read) -> None:
+    months = pd.date_range("1960-01-01", periods=240, freq="MS")
+    frame = pd.DataFrame({"date": months.strftime("%m/%d/%y"), "x": ACROSS.reshape(-1)})
+    table = read(frame)
+    np.testing.assert_array_equal(table.series[0].times, months.to_numpy())
+    assert "of 19…" in said(table)
+
+
+def test_a_time_that_is_none_is_said(read: Read) -> None:
+    table = read(pd.DataFrame({"year": [2001, 2000] * 10, "x": ACROSS.reshape(-1)[:20]}))
+    assert "'year' is called as times are, and is read as a value" in said(table)
