@@ -51,6 +51,25 @@ def table() -> SeriesTable:
     return weather()
 
 
+@pytest.mark.parametrize("model", ["rnn", "srnn", "lgssm"])
+def test_numbers_of_unequal_lengths_are_learnt(tmp_path: Path, model: str) -> None:
+    """Series that are shorter than a window, of two steps too, in one minibatch."""
+    draw = np.random.default_rng(0)
+    frame = pd.concat(
+        pd.DataFrame({"id": f"s{n}", "t": np.arange(n), "x": draw.normal(size=n).cumsum()})
+        for n in (60, 41, 20, 3, 2)
+    )
+    words = SMALL | {"model.name": model, "series.context": 100}
+    if model == "lgssm":
+        del words["model.hidden_size"]
+    settings = series_program.settings(words)
+    learnt = series_program.start(
+        tmp_path / "run", settings, {"table": from_frame(frame)}, seed=0, quiet=True
+    )
+    ahead = forecast(learnt, from_frame(frame), paths=5)
+    assert all(np.isfinite(paths).all() for paths in ahead.paths.values())
+
+
 @pytest.fixture(scope="module")
 def run(table: SeriesTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)

@@ -151,6 +151,7 @@ class InputEncoder(Encoder):
         values = values.to(self.centre.dtype)
         plain = (values[..., self.num_scales : -1] - self.centre) / self.spread
         location, scale = values[..., : self.num_scales].unflatten(-1, (2, -1)).unbind(-2)
+        scale = torch.where(scale > 0, scale, 1.0)  # it is 0 in padding alone
         size = scale.log() - (location.abs() + scale).log()
         parts = [size, plain.clamp(-FURTHEST, FURTHEST)]
         if self.ids is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
 from pyro_seq.contexts import Lags
 from pyro_seq.errors import UserError
@@ -221,6 +222,30 @@ def test_known_and_static_columns_must_be_there(shops: tuple[SeriesModel, Series
     series[2].static["region"] = float("nan")
     with pytest.raises(UserError, match="'shop2': the static column 'region' has no value"):
         model.batch_of(series, 0, 20)
+
+
+def test_series_of_unequal_lengths_have_the_gradients_of_each(
+    shops: tuple[SeriesModel, SeriesArrays],
+) -> None:
+    """Side inputs of padding are zero, and so is a scale there, of which no logarithm is taken."""
+    model, _ = shops
+    series, pair = table().series, model.pair
+
+    def gradients(groups: list[list[Series]]) -> list[torch.Tensor]:
+        pair.model.zero_grad()
+        for group in groups:
+            loss = Trace_ELBO().differentiable_loss(
+                pair.model, pair.guide, model.batch_of(group, 0, [len(one) for one in group])
+            )
+            loss.backward()
+        return [p.grad.clone() for p in pair.model.parameters() if p.grad is not None]
+
+    with pair.evaluating():  # without dropout
+        together, alone = gradients([series]), gradients([[one] for one in series])
+    assert len(together) == len(alone) > 10
+    for found, expected in zip(together, alone, strict=True):
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_short_series_have_no_vector_of_their_own() -> None:
