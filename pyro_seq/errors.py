@@ -10,7 +10,10 @@ from typing import Any
 
 DIVERGED = "its weights are too large, as after a training that diverged"
 # what torch says of NaN and what is drawn from it
-NOT_FINITE = ("probability tensor", "satisfy the constraint", "index out of range")
+NOT_FINITE = (
+    "probability tensor", "satisfy the constraint", "index out of range", "invalid Poisson rate",
+    "Expected p_in >= 0",
+)  # fmt: skip
 
 # what code raises that is given a value of another type, size or form than it expects
 OF_WRONG_VALUES = (

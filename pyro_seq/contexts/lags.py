@@ -18,6 +18,9 @@ from pyro_seq.errors import UserError, whole
 PRIOR = 0.5  # observations that a column's usual move counts for in each running error
 LARGEST = 100.0  # running error, in usual moves: bounds what sampled paths can do
 LEAST = 1e-20  # weight of a mean: what is left of a single cell after many spans
+# anchors' distance from the location, in usual moves: no data of a million steps are further away,
+# and sampled paths that run away stay finite
+OUTERMOST = 1e6
 FURTHEST = 5.0  # logarithm of a ratio of scales that networks see
 
 
@@ -46,7 +49,7 @@ class Lags(Context):
     What is passed on to the emission (`emissions.Anchored`) is, `[2 + J, K, size]` flattened: A_k,
     whether A_k is known, and log e_jk. Networks see anchors and errors relative to
     a = sum_k w_k A_k and log e = sum_k w_k log e_k, w_k proportional to e_k^-2: asinh((A_k - a)/e),
-    log(e_k/e), log(e_j/e) and how much was seen lately; not the location and scale, which, where
+    log(e_k/e), log(e_j/e), all kept within bounds, and how much was seen lately; not the location and scale, which, where
     they are measured on a whole series, would tell what comes.
 
     The first 2 `columns` side inputs are the location and then the scale of each column, in the
@@ -324,6 +327,8 @@ class Lags(Context):
         # side inputs are those of all particles
         location, scale = (x.expand(*lead, *x.shape[-2:]) for x in self._statics(inputs))
         anchors = torch.cat([found.values, location], -2)
+        reach = OUTERMOST * scale
+        anchors = torch.minimum(torch.maximum(anchors, location - reach), location + reach)
         nothing = 1 - state["seen"].unsqueeze(-2)
         known = torch.cat([found.known, nothing], -2)
         spans = 1 - self._errors.view(-1, 1, 1)
@@ -339,9 +344,9 @@ class Lags(Context):
         log_unit = typical[..., self.num_errors // 2, :].unsqueeze(-2)
         near = torch.cat(
             [
-                ((anchors - centre) / log_unit.exp()).asinh() * known,
-                (middle - log_unit).clamp(-FURTHEST, FURTHEST) * known,
-                (typical - log_unit).clamp(-FURTHEST, FURTHEST),
+                _within(((anchors - centre) / log_unit.exp()).asinh(), 2 * FURTHEST) * known,
+                _within(middle - log_unit, FURTHEST) * known,
+                _within(typical - log_unit, FURTHEST),
                 state["level_weights"][..., :1, :],
             ],
             -2,
@@ -362,6 +367,10 @@ class Lags(Context):
         own = slice(self.first, self.first + self.size)
         # padding has no scale
         return location[..., own], torch.where(scale > 0, scale, 1.0)[..., own]
+
+
+def _within(feature: Tensor, most: float) -> Tensor:
+    return feature.clamp(-most, most)
 
 
 def _ratio(sums: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -141,6 +141,23 @@ def test_scale_and_location_of_a_series_change_features_by_nothing() -> None:
     torch.testing.assert_close(*seen, rtol=1e-6, atol=1e-6)
 
 
+def test_what_runs_away_stays_finite() -> None:
+    """A sampled path that grows by a factor each step leaves no range of a float."""
+    lags = Lags(1, (4,))
+    inputs = torch.tensor([[3.0, 0.5]])
+    state, x = lags.initial(1), torch.ones(1, 1)
+    for _ in range(60):
+        state = lags.observe(state, x)
+        features = lags.features(state, inputs)
+        assert features.isfinite().all()
+        anchors, _, errors = parts(lags, features)
+        assert (anchors - 3).abs().max() <= 0.5e6 + 1
+        assert errors.max() <= math.log(100 * 0.5) + 1e-4
+        assert features[..., : lags.num_features].abs().max() <= 10
+        x = anchors.amax(-2) * 1e3
+    assert x.item() > 1e6
+
+
 def test_members_and_columns_of_a_group_are_found() -> None:
     x, missing, inputs = series(2, 20, 3)
     alone = Lags(2, (4,), columns=3, first=1).double()
