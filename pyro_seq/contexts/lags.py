@@ -49,8 +49,8 @@ class Lags(Context):
     What is passed on to the emission (`emissions.Anchored`) is, `[2 + J, K, size]` flattened: A_k,
     whether A_k is known, and log e_jk. Networks see anchors and errors relative to
     a = sum_k w_k A_k and log e = sum_k w_k log e_k, w_k proportional to e_k^-2: asinh((A_k - a)/e),
-    log(e_k/e), log(e_j/e), all kept within bounds, and how much was seen lately; not the location and scale, which, where
-    they are measured on a whole series, would tell what comes.
+    log(e_k/e), log(e_j/e), all kept within bounds, and how much was seen lately; not the location
+    and scale, which, where they are measured on a whole series, would tell what comes.
 
     The first 2 `columns` side inputs are the location and then the scale of each column, in the
     data's units: constant over a series, such as its mean and its mean absolute move.
