@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,24 +24,28 @@ if TYPE_CHECKING:
 
 PATHS, MOST_WINDOWS = 100, 96  # draws of each window, and how many windows are looked at
 SAMPLES = 16  # particles that filter latents
-POWER = 4.0  # of losses: the second power of a squared error's
+POWER = 4.0  # of losses, found on many windows: the second power of a squared error's
+FEW = 3.0  # windows by which the power is half of that
+MORE_FREEDOM = 2.0  # degrees of freedom of the tails beyond the number of windows
 TRUST = 3.0  # weight of a pair beside a forecast that was as good
 NEAR = 0.5  # leads within a factor of e^NEAR are alike
 # what is tried as the logarithm of the spread in the middle of the horizon, and as its slope
 # narrower by a fifth at most: what comes may be odder than what was held out
 LEVELS, SLOPES = np.linspace(-0.2, 0.6, 9), np.linspace(-0.2, 0.2, 5)
-SHRUNK = 2.0  # share of the loss at one time that a spread of e costs
+SHRUNK = 2.0  # share of the loss of one window that a spread of e costs
 
 
 def fit_pool(model: SeriesModel, series: Sequence[Series], seed: int) -> Pool | None:
     r"""Return how forecasts of a model are pooled; `None` where there is nothing to learn that by.
 
     Of the windows that were held out of the training, each is forecast from what came before it.
-    The weight of member k at lead h is proportional to \\bar L_kh^-4, \\bar L its loss (CRPS, in
-    moves of the series), a mean over windows and, by a Gaussian kernel in log h, over leads like h
-    (Bates and Granger, 1969, for squared errors); the pair's counts three times. The spread,
-    s_h = exp(a + b g(h)), g log h shifted and scaled to run from -1 to 1, is the one of the least
-    loss, shrunk to 1: the fewer times they are of, the more.
+    The weight of member k at lead h is proportional to \\bar L_kh^-p, p = 4 n / (n + 3), \\bar L
+    its loss (CRPS, in moves of the series), a mean over windows and, by a Gaussian kernel in log h,
+    over leads like h (Bates and Granger, 1969, for squared errors); the pair's counts three times.
+    The spread, s_h = exp(a + b g(h)), g log h shifted and scaled to run from -1 to 1, is the one of
+    the least loss, shrunk to 1: the fewer windows, the more. The tails are those of n + 2 degrees
+    of freedom. n is the geometric mean of the number of windows and of the different times at which
+    they begin, since windows of one time may be alike.
 
     Args:
         model: the trained pair.
@@ -59,25 +64,25 @@ def fit_pool(model: SeriesModel, series: Sequence[Series], seed: int) -> Pool | 
     with fork_rng(seed), torch.no_grad():
         drawn = draw_paths(model, past, pieces, horizon, PATHS, SAMPLES)
     members = [drawn, *members_of(drawn, past, schema, np.random.default_rng(seed))]
-    times = len({start for _, start in windows})
+    number = math.sqrt(len(windows) * len({start for _, start in windows}))
     fitted = {}
     for column in columns:
         name = column.name
         came = np.stack([piece.values[name][-horizon:] for piece in pieces])
         moves = [location_and_scale(one.values[name][:, None])[1, 0] for one in past]
         own = np.stack([np.sort(member[name], 1) for member in members])
-        fitted[name] = _fitted(own, came / np.array(moves)[:, None], np.array(moves), times)
+        fitted[name] = _fitted(own, came / np.array(moves)[:, None], np.array(moves), number)
     return Pool(len(windows), fitted)
 
 
-def _fitted(members: Array, came: Array, moves: Array, times: int) -> ColumnPool:
+def _fitted(members: Array, came: Array, moves: Array, number: float) -> ColumnPool:
     """Return the pool of one column.
 
     Args:
         members: sorted draws `[1 + B, N, P, H]`.
         came: `[N, H]` in moves, NaN where a cell is missing.
         moves: `[N]`, of each window's series.
-        times: how many windows begin at different steps: those of other series may be alike.
+        number: how many windows they are worth.
     """
     members = members / moves[:, None, None]
     horizon, lead = members.shape[-1], np.log(np.arange(1, members.shape[-1] + 1))
@@ -87,18 +92,19 @@ def _fitted(members: Array, came: Array, moves: Array, times: int) -> ColumnPool
     if not seen.any():
         weights = np.zeros((len(members), horizon))
         weights[0] = 1.0
-        return ColumnPool(weights, np.ones(horizon))
+        return ColumnPool(weights, np.ones(horizon), number + MORE_FREEDOM)
     total = np.where(seen, losses, 0.0).sum(1) @ alike
     mean = total / np.maximum(seen.sum(0) @ alike, 1e-9)
     mean = np.maximum(mean, 1e-6 * mean.max() or 1.0)
     trust = np.array([TRUST, *[1.0] * len(BASELINES)])[:, None]
-    weights = trust * (mean / mean.min(0)) ** -POWER
+    power = POWER * number / (number + FEW)
+    weights = trust * (mean / mean.min(0)) ** -power
     weights /= weights.sum(0)
     pooled = (weights[:, None, None] * members).sum(0)
-    return ColumnPool(weights, _spread(pooled, came, lead, times))
+    return ColumnPool(weights, _spread(pooled, came, lead, number), number + MORE_FREEDOM)
 
 
-def _spread(pooled: Array, came: Array, lead: Array, times: int) -> Array:
+def _spread(pooled: Array, came: Array, lead: Array, number: float) -> Array:
     """Return the factor `[H]` of the distances from the median that has the least loss."""
     middle = np.median(pooled, 1, keepdims=True)
     place = 2 * lead / lead[-1] - 1 if len(lead) > 1 else lead
@@ -108,7 +114,7 @@ def _spread(pooled: Array, came: Array, lead: Array, times: int) -> Array:
         for slope in SLOPES if len(lead) > 1 else (0.0,):
             spread = np.exp(level + slope * place)
             loss = np.nansum(_loss(middle + spread * (pooled - middle), came)) / whole
-            loss += SHRUNK * (level**2 + 2 * slope**2) / times
+            loss += SHRUNK * (level**2 + 2 * slope**2) / number
             if loss < best:
                 best, found = loss, spread
     return found

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pyro_seq._schema import Each, Fields, Items, Number, Row, Whole, Word, check
+from pyro_seq.distributions.numeric.student import PreciseStudentT
+from pyro_seq.distributions.tails import quantile
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.schema import Column, Schema, Series
 from pyro_seq.series.pooling.baselines import BASELINES, BOUNDS, Baseline, baseline_paths
@@ -29,20 +32,24 @@ class ColumnPool:
     Attributes:
         weights: `[1 + B, H]`, of the pair first, then of each of `BASELINES`; they sum to 1.
         spread: `[H]`, the factor of the distances from the median.
+        freedom: degrees of freedom of Student's t, by which the tails are longer the fewer windows
+            they were found on.
     """
 
     weights: Array
     spread: Array
+    freedom: float = np.inf
 
     def pooled(self, members: Sequence[Array], kind: str, generator: np.random.Generator) -> Array:
         r"""Return draws `[N, P, H]` whose quantiles are those of the members, averaged.
 
-            Q_h(u) = m_h + s_h (\sum_k w_kh Q_kh(u) - m_h)
+            Q_h(u) = m_h + s_h (t_\nu^{-1}(u) / \Phi^{-1}(u)) (\sum_k w_kh Q_kh(u) - m_h)
 
         Q_kh are the members' quantile functions, m the median of their weighted sum (averages of
-        quantiles: Lichtendahl, Grushka-Cockayne and Winkler, 2013). A draw keeps its rank at each
-        step among the first member's, so that steps and columns depend on each other as there
-        (ensemble copula coupling: Schefzik, Thorarinsdottir and Gneiting, 2013, arXiv:1302.7149).
+        quantiles: Lichtendahl, Grushka-Cockayne and Winkler, 2013), \nu the degrees of freedom. A
+        draw keeps its rank at each step among the first member's, so that steps and columns depend
+        on each other as there (ensemble copula coupling: Schefzik, Thorarinsdottir and Gneiting,
+        2013, arXiv:1302.7149).
         Counts are rounded, bounds are kept, and exact zeros and ones have the average of their
         probabilities. Leads beyond H are pooled as H is.
 
@@ -58,10 +65,11 @@ class ColumnPool:
             weight * np.sort(member, 1) for weight, member in zip(weights, members, strict=True)
         )
         middle = np.median(ordered, 1, keepdims=True)
-        ordered = np.clip(middle + spread * (ordered - middle), *BOUNDS.get(kind, (0.0, np.inf)))
+        place = (np.arange(own.shape[1]) + 0.5)[:, None] / own.shape[1]
+        far = spread * longer_tails(place, self.freedom) * (ordered - middle)
+        ordered = np.clip(middle + far, *BOUNDS.get(kind, (0.0, np.inf)))
         if kind in OF_COUNTS:
             ordered = np.rint(ordered)
-        place = (np.arange(own.shape[1]) + 0.5)[:, None] / own.shape[1]
         for mass in MASSES.get(kind, ()):
             shares = [(member == mass).mean(1, keepdims=True) for member in members]
             share = sum(weight * one for weight, one in zip(weights, shares, strict=True))
@@ -112,7 +120,11 @@ class Pool:
     def to_json(self) -> dict[str, Any]:
         """Return the pool as a document."""
         columns = {
-            name: {"weights": own.weights.round(6).tolist(), "spread": own.spread.round(6).tolist()}
+            name: {
+                "weights": own.weights.round(6).tolist(),
+                "spread": own.spread.round(6).tolist(),
+                **({"freedom": own.freedom} if np.isfinite(own.freedom) else {}),
+            }
             for name, own in self.columns.items()
         }
         return {"windows": self.windows, "members": ["pair", *BASELINES], "columns": columns}
@@ -121,11 +133,16 @@ class Pool:
     def from_json(cls, document: dict[str, Any], schema: Schema, path: Path) -> Pool:
         """Return the pool of a document; raises `UserError` for one that is damaged.
 
-        In one without analogues, as they were written first, these have no weight.
+        In one without analogues, as they were written first, these have no weight; in one without
+        degrees of freedom the tails are as they are.
         """
         older = document.get("members") == ["pair", *BASELINES[:-1]]
         members = BASELINES[:-1] if older else BASELINES
-        check(document, _described(members), path, otherwise="is damaged")
+        kept_columns = document.get("columns")
+        tails = isinstance(kept_columns, dict) and all(
+            isinstance(kept, dict) and "freedom" in kept for kept in kept_columns.values()
+        )
+        check(document, _described(members, tails), path, otherwise="is damaged")
         names = [column.name for column in pooled_columns(schema)]
         found = {}
         for name, kept in document["columns"].items():
@@ -134,7 +151,9 @@ class Pool:
                 raise UserError(f"{path} is damaged: column {name!r} has leads of several numbers")
             weights = np.array(kept["weights"], np.float64)
             weights = np.pad(weights, ((0, len(BASELINES) - len(members)), (0, 0)))
-            found[name] = ColumnPool(weights, np.array(kept["spread"], np.float64))
+            found[name] = ColumnPool(
+                weights, np.array(kept["spread"], np.float64), kept.get("freedom", np.inf)
+            )
         if sorted(found) != sorted(names):
             raise UserError(f"{path} is damaged: it is about columns that the run has not")
         return cls(document["windows"], found)
@@ -173,11 +192,28 @@ def members_of(
     return [{column.name: one[..., c] for c, column in enumerate(columns)} for one in found]
 
 
-def _described(baselines: Sequence[Baseline]) -> Fields:
+def longer_tails(levels: Array, freedom: float) -> Array:
+    """Return t_nu^{-1}(u) / Phi^{-1}(u) at levels u: 1 at the median, more the further out."""
+    if not np.isfinite(freedom):
+        return np.ones_like(levels)
+    law = PreciseStudentT(*torch.tensor([freedom, 0.0, 1.0], dtype=torch.double))
+    u = torch.from_numpy(levels)
+    normal = torch.special.ndtri(u)
+    ratio = quantile(law, u) / normal
+    return torch.where(normal == 0, 1.0, ratio).numpy()
+
+
+def _described(baselines: Sequence[Baseline], tails: bool) -> Fields:
     """Return the kind of the document of a pool with some forecasts that need no model."""
     members = ("pair", *baselines)
     rows = Row(*(Items(Number(0, 1), least=1) for _ in members))
-    column = Fields({"weights": rows, "spread": Items(Number(1e-3, 1e3), least=1)})
+    column = Fields(
+        {
+            "weights": rows,
+            "spread": Items(Number(1e-3, 1e3), least=1),
+            **({"freedom": Number(1, 1e9)} if tails else {}),
+        }
+    )
     return Fields(
         {
             "windows": Whole(1),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata, t
 
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.schema import Column, Schema, Series
@@ -41,6 +42,28 @@ def test_the_spread_is_about_the_median() -> None:
     found = flat(1, 0, 0, 0, spread=2.0).pooled(members, "real", np.random.default_rng(1))
     middle = np.median(members[0], 1, keepdims=True)
     np.testing.assert_allclose(found, middle + 2 * (members[0] - middle))
+
+
+def test_tails_are_students() -> None:
+    """The draws of a standard normal become those of t, and older pools leave them as they are."""
+    levels = (np.arange(999) + 0.5) / 999
+    member = np.repeat(norm.ppf(levels)[None, :, None], HORIZON, 2)
+    pool = replace(flat(1, 0, 0, 0), freedom=3.0)
+    found = pool.pooled([member] * 4, "real", np.random.default_rng(1))
+    np.testing.assert_allclose(found[0, :, 0], t.ppf(levels, 3), rtol=1e-8, atol=1e-12)
+    found = flat(1, 0, 0, 0).pooled([member] * 4, "real", np.random.default_rng(1))
+    np.testing.assert_array_equal(found, member)
+
+
+def test_few_windows_say_little() -> None:
+    """Weights are the nearer to each other, and tails the longer, the fewer windows there are."""
+    generator = np.random.default_rng(0)
+    came = generator.normal(0, 1, (200, HORIZON))
+    drawn = [generator.normal(m, 1, (200, 100, HORIZON)) for m in (0, 2, 3, 4, 5)]
+    members = np.sort(drawn, 2)
+    few, many = (_fitted(members, came, np.ones(200), number) for number in (1.0, 200.0))
+    assert (few.weights[0] < many.weights[0]).all()
+    assert (few.freedom, many.freedom) == (3.0, 202.0)
 
 
 def test_leads_beyond_the_horizon_are_pooled_as_its_last() -> None:
@@ -100,8 +123,9 @@ def schema() -> Schema:
 
 
 def test_a_pool_is_written_and_read(tmp_path: Path) -> None:
-    pool = Pool(3, {"a": flat(0.6, 0.1, 0.1, 0.1, 0.1)})
+    pool = Pool(3, {"a": replace(flat(0.6, 0.1, 0.1, 0.1, 0.1), freedom=5.5)})
     found = Pool.from_json(pool.to_json(), schema(), tmp_path)
+    assert found.columns["a"].freedom == 5.5
     np.testing.assert_allclose(found.columns["a"].weights, pool.columns["a"].weights)
     document = pool.to_json()
     wrong: list[dict[str, Any]] = [
