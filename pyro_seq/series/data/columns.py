@@ -179,9 +179,12 @@ def _time_of(raw: Raw, free: Sequence[str], ids: Sequence[str]) -> str | None:
         column = raw.frame[name]
         if column.dtype.kind not in "iuf" or column.isna().any() or name in ids:
             continue
-        words = [raw.frame[other] for other in _words_in(raw, free)]
-        groups = [[raw.frame[ids[0]]]] if ids else [[pd.Series(raw.file_of)], *([w] for w in words)]
-        for group in [*groups, words] if len(words) > 1 and not ids else groups:
+        groups = [[raw.frame[ids[0]]]] if ids else [[pd.Series(raw.file_of)]]
+        if not ids:
+            words = [raw.frame[other] for other in _words_in(raw, free)]
+            numbers = [raw.frame[other] for other in _numbers_in(raw, free, None)]
+            groups += [[one] for one in (*words, *numbers)] + [words] * (len(words) > 1)
+        for group in groups:
             keys = [one.to_numpy() for one in group]
             moves = column.groupby(keys, sort=False, dropna=False).diff().dropna().to_numpy()
             if len(moves) and (moves > 0).mean() > 0.99:
@@ -196,6 +199,26 @@ def _words_in(raw: Raw, free: Sequence[str]) -> list[str]:
     return [name for name in words if frame[name].nunique() < len(frame) / 2]
 
 
+def _numbers_in(raw: Raw, free: Sequence[str], time: str | None) -> list[str]:
+    """Return columns of whole numbers that may name series, as `store` and `firm` do.
+
+    The rows of a number are together, or each number is there at more than half of all times.
+    """
+    frame, found = raw.frame, []
+    for name in free:
+        column = frame[name]
+        if column.dtype.kind not in "iu" or name == time or name.casefold() in TIME_NAMES:
+            continue
+        if not 2 <= (count := column.nunique()) < len(frame) / 2:
+            continue
+        together = int((column != column.shift()).sum()) == count
+        if not together and time is not None:
+            together = frame.groupby(name)[time].nunique().min() > frame[time].nunique() / 2
+        if together:
+            found.append(name)
+    return found
+
+
 def _id_of(raw: Raw, free: Sequence[str], named: Sequence[str], time: str | None) -> str | None:
     """Return the column that names series: one of a usual name, or one that parts equal times."""
     frame = raw.frame
@@ -206,7 +229,8 @@ def _id_of(raw: Raw, free: Sequence[str], named: Sequence[str], time: str | None
         if not frame.duplicated([name, time]).any():
             return name
     if repeated:
-        return repeated[0]
+        keys = dict.fromkeys([*repeated, *_words_in(raw, free), *_numbers_in(raw, free, time)])
+        return _id_of_several(raw, list(keys), time) or repeated[0]
     share = float(frame.duplicated([time]).mean())
     if share < 0.3 or len(raw.files) > 1:
         return None
@@ -223,13 +247,22 @@ def _id_of(raw: Raw, free: Sequence[str], named: Sequence[str], time: str | None
     if len(found) == 1 or alike:  # of several that part the rows in the same way the first
         raw.notes.append(f"{found[0]!r} tells rows of the same time apart: it names the series")
         return found[0]
-    return None if found else _id_of_several(raw, free, time)
+    if found:
+        return None
+    numbers = _numbers_in(raw, free, time)
+    alone = [name for name in numbers if not frame.duplicated([name, time]).any()]
+    if alone:  # of several the first, as the file's owner has sorted it
+        raw.notes.append(f"{alone[0]!r} tells rows of the same time apart: it names the series")
+        return alone[0]
+    return _id_of_several(raw, [*_words_in(raw, free), *numbers], time)
 
 
-def _id_of_several(raw: Raw, free: Sequence[str], time: str) -> str | None:
-    """Return a new column that names series by several columns of words, if it takes as many."""
-    words = [name for name in _words_in(raw, free) if name != time]
-    if raw.frame[words].isna().any(axis=None) or raw.frame.duplicated([*words, time]).any():
+def _id_of_several(raw: Raw, keys: Sequence[str], time: str) -> str | None:
+    """Return a new column that names series by several columns, if it takes as many."""
+    words = [name for name in keys if name != time]
+    if len(words) < 2 or raw.frame[words].isna().any(axis=None):
+        return None
+    if raw.frame.duplicated([*words, time]).any():
         return None
     for name in reversed(words):
         fewer = [other for other in words if other != name]

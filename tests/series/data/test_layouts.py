@@ -84,6 +84,35 @@ def test_series_named_by_several_columns(read: Read) -> None:
     assert read(frame, id="Country / Indicator").series[0].id == "a / births"
 
 
+def test_series_named_by_numbers(read: Read) -> None:
+    """Rows may go by series or by time; what repeats with the calendar names none."""
+    days = pd.date_range("2020-01-01", periods=40)
+    draw = np.random.default_rng(0)
+    rows = [
+        (store, day.day_of_week, day.strftime("%Y-%m-%d"), draw.poisson(40), day.day_of_week < 5)
+        for day in days
+        for store in (11, 12, 13)
+    ]
+    frame = pd.DataFrame(rows, columns=["Store", "DayOfWeek", "Date", "Sales", "Open"])
+    table = read(frame)
+    assert [one.id for one in table.series] == ["11", "12", "13"]
+    assert table.schema.id == "Store"
+    panel = pd.DataFrame(
+        [(firm, year, f"{firm * year}.5") for firm in range(1, 6) for year in range(1990, 2010)],
+        columns=["firm", "year", "inv"],
+    )
+    assert (read(panel).schema.id, read(panel).schema.time) == ("firm", "year")
+    demand = [
+        (day.strftime("%Y-%m-%d"), store, item, draw.poisson(9))
+        for item in (1, 2)
+        for store in (1, 2, 3)
+        for day in days
+    ]
+    table = read(pd.DataFrame(demand, columns=["date", "store", "item", "sales"]))
+    assert [one.id for one in table.series][:3] == ["1 / 1", "1 / 2", "1 / 3"]
+    assert len(table.series) == 6
+
+
 def test_cells_parted_by_blanks(read: Read) -> None:
     rows = "\n".join(f"  {i + 2000}   {i * 3 % 5}.25  {-i}.0 " for i in range(30))
     table = read("year   x y\n" + rows)
