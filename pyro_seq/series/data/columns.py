@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.series.data.files.delimited import ID_NAMES
-from pyro_seq.series.data.files.numbers import ALMOST, is_number, words_of
+from pyro_seq.series.data.files.numbers import words_of
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw, listed
 from pyro_seq.series.data.schema import MOST_WORDS, Kind, Schema
@@ -25,6 +25,7 @@ NUMBERING = re.compile(
     r"Unnamed: \d+|no\.?|nr\.?|#|index|obs|observation|row(s|name|names|_?(no|nr|number|id))?",
     re.IGNORECASE,
 )
+MANY = 0.3  # of the rows have a time that another row has, where series are below each other
 BETWEEN = " / "  # the names of columns that name series together
 FEW_ROWS = 8  # whose words may all differ by chance
 MOST_JOINT = 16  # target columns of one series; more are a series each
@@ -103,7 +104,8 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
     else:  # the file has no header
         unnamed = []
     for name in unnamed:
-        if len(rest) > 1 and _runs(raw.frame[name]):
+        named = name not in raw.nameless and name not in named_ids
+        if len(rest) > 1 and _runs(raw.frame[name], from_one=named):
             raw.notes.append(f"{name!r} only numbers the rows, and is left out")
             rest.remove(name)
     rest = _without_labels(raw, rest, given)
@@ -118,8 +120,8 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
         roles.role[name] = role
         if name not in given:
             roles.guessed.add(name)
-    odd = [n for n in roles.guessed if n.casefold() in TIME_NAMES] if time is None else []
-    for name in odd:
+    odd = [n for n in rest if n in roles.guessed and n.casefold() in TIME_NAMES]
+    for name in odd if time is None else []:
         raw.notes.append(
             f"{name!r} is called as times are, and is read as a value: it does not go up from row "
             "to row"
@@ -143,8 +145,9 @@ def _without_labels(raw: Raw, names: Sequence[str], given: Set[str]) -> list[str
         words if FEW_ROWS < len(raw.frame) <= MOST_WORDS and len(words) < len(names) else ()
     ):
         texts = words_of(raw.frame[name])
-        labels = [w for w in texts.words if not (ALMOST.fullmatch(w) or is_number(w, "."))]
-        if len(texts.words) == len(raw.frame) and len(labels) > len(texts.words) / 2:
+        plain = sum(not any(letter.isdigit() for letter in word) for word in texts.words)
+        labels = name.casefold() in TIME_NAMES or plain > len(texts.words) / 2
+        if len(texts.words) == len(raw.frame) and labels:
             raw.notes.append(
                 f"{name!r} has another word in each row, of which nothing can be learnt, and is "
                 "left out; if they are times, say how they are written by --time-format"
@@ -153,13 +156,16 @@ def _without_labels(raw: Raw, names: Sequence[str], given: Set[str]) -> list[str
     return list(names)
 
 
-def _runs(column: pd.Series) -> bool:
-    """Tell whether a column counts rows: whole numbers that go up by one."""
+def _runs(column: pd.Series, *, from_one: bool) -> bool:
+    """Tell whether a column counts rows: whole numbers that go up by one, from 0 or 1 on."""
     import pandas as pd
 
     if column.dtype.kind not in "iu":
         column = pd.to_numeric(column, errors="coerce")
-    moves = np.diff(column.to_numpy(np.float64))
+    numbers = column.to_numpy(np.float64)
+    if from_one and numbers[0] not in (0, 1):
+        return False
+    moves = np.diff(numbers)
     return bool((moves == 1).mean() > 0.99) if len(moves) else False
 
 
@@ -169,7 +175,6 @@ def _time_of(raw: Raw, free: Sequence[str], ids: Sequence[str]) -> str | None:
     Whole numbers are times if the column has a usual name, or is the first and has none, and they
     go up within each series.
     """
-    import pandas as pd
 
     usual = [n for n in free if n.casefold() in TIME_NAMES or n in raw.nameless[:1]]
     for name in [*usual, *(n for n in free if n not in usual)]:
@@ -179,17 +184,25 @@ def _time_of(raw: Raw, free: Sequence[str], ids: Sequence[str]) -> str | None:
         column = raw.frame[name]
         if column.dtype.kind not in "iuf" or column.isna().any() or name in ids:
             continue
-        groups = [[raw.frame[ids[0]]]] if ids else [[pd.Series(raw.file_of)]]
-        if not ids:
-            words = [raw.frame[other] for other in _words_in(raw, free)]
-            numbers = [raw.frame[other] for other in _numbers_in(raw, free, None)]
-            groups += [[one] for one in (*words, *numbers)] + [words] * (len(words) > 1)
+        groups = iter([[raw.frame[ids[0]]]]) if ids else _groups(raw, free)
         for group in groups:
             keys = [one.to_numpy() for one in group]
             moves = column.groupby(keys, sort=False, dropna=False).diff().dropna().to_numpy()
             if len(moves) and (moves > 0).mean() > 0.99:
                 return name
     return None
+
+
+def _groups(raw: Raw, free: Sequence[str]) -> Iterator[list[pd.Series]]:
+    """Yield what may name series: the file, columns of words or of whole numbers, all words."""
+    import pandas as pd
+
+    yield [pd.Series(raw.file_of)]
+    words = [raw.frame[name] for name in _words_in(raw, free)]
+    yield from ([one] for one in words)
+    yield from ([raw.frame[name]] for name in _numbers_in(raw, free, None))
+    if len(words) > 1:
+        yield words
 
 
 def _words_in(raw: Raw, free: Sequence[str]) -> list[str]:
@@ -211,6 +224,8 @@ def _numbers_in(raw: Raw, free: Sequence[str], time: str | None) -> list[str]:
             continue
         if not 2 <= (count := column.nunique()) < len(frame) / 2:
             continue
+        if column.min() >= 1800 and column.max() <= 2200 and count == np.ptp(column) + 1:
+            continue  # years, as those of seasons
         together = int((column != column.shift()).sum()) == count
         if not together and time is not None:
             together = frame.groupby(name)[time].nunique().min() > frame[time].nunique() / 2
@@ -228,11 +243,13 @@ def _id_of(raw: Raw, free: Sequence[str], named: Sequence[str], time: str | None
     for name in repeated:
         if not frame.duplicated([name, time]).any():
             return name
+    if repeated and frame.duplicated([repeated[0], time]).mean() < MANY:
+        return repeated[0]
     if repeated:
         keys = dict.fromkeys([*repeated, *_words_in(raw, free), *_numbers_in(raw, free, time)])
         return _id_of_several(raw, list(keys), time) or repeated[0]
     share = float(frame.duplicated([time]).mean())
-    if share < 0.3 or len(raw.files) > 1:
+    if share < MANY or len(raw.files) > 1:
         return None
     found = [
         name

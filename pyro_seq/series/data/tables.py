@@ -51,8 +51,9 @@ def table_of(raw: Raw, options: ReadOptions, schema: Schema | None = None) -> Se
     for name in (options.id, None if schema is None else schema.id):
         put_ids_together(raw, name)
     check_names(raw, options, schema)
-    raw = with_series_below(raw, options, _are_dates, _needed(schema))
-    raw = with_times_together(raw, options, None if schema is None else schema.time)
+    if schema is None or any(n not in raw.frame.columns for n in _needed(schema, options)):
+        raw = with_series_below(raw, options, _are_dates)
+        raw = with_times_together(raw, options, schema)
     return _Making(raw, options, schema).table()
 
 
@@ -60,11 +61,15 @@ def _are_dates(words: list[str]) -> bool:
     return bool(formats_of(words))
 
 
-def _needed(schema: Schema | None) -> list[str]:
-    """Return the columns that a file must have to be as a run's files were."""
-    if schema is None:
-        return []
-    return [name for name in (schema.id, schema.time) if name is not None]
+def _needed(schema: Schema, options: ReadOptions) -> list[str]:
+    """Return the columns of a file that is as a run's own files are."""
+    columns = [
+        column.name
+        for column in schema.columns
+        if not (options.future and column.role != "known")
+        and not (schema.layout == "each" and column.role == "target")
+    ]
+    return [*columns, *(name for name in (schema.id, schema.time) if name is not None)]
 
 
 class _Making:

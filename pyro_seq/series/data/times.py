@@ -46,6 +46,7 @@ MINUTE, DAY = 60 * 10**9, 86_400 * 10**9
 EPOCHS = ((1e8, 1e10, "s"), (1e11, 1e13, "ms"), (1e14, 1e16, "us"), (1e17, 9e18, "ns"))
 SAMPLE = 200
 DECIMAL = ("time", "year", "date", "t", "decimal date", "decimal year", "decimal_date")
+OLDEST = 1740  # no monthly record is older: that of sunspots begins in 1749
 ROUNDED = 0.0055  # of a year: what two digits leave of months
 
 
@@ -174,7 +175,8 @@ def _years(numbers: NDArray[np.float64]) -> NDArray[np.datetime64] | None:
     moves = np.diff(numbers)
     even = [bool(np.mean(np.abs(moves - part) < 2 * ROUNDED) > 0.9) for part in (1 / 12, 1 / 4)]
     near = bool((np.abs(numbers * 12 - months) < 12 * ROUNDED).all())
-    if not (any(even) and near and numbers.min() >= 1678 and numbers.max() < 2262):
+    likely = numbers.min() >= OLDEST and numbers.max() < 2100 and np.ptp(numbers) >= 2
+    if not (any(even) and near and likely):
         return None
     since_1970 = months.astype(np.int64) - 1970 * 12
     return since_1970.astype("datetime64[M]").astype("datetime64[ns]")
@@ -206,7 +208,7 @@ def _of_words(raw: Raw, name: str, texts: Words, options: ReadOptions) -> Times:
         right = [_only(raw, name, {form: read[form] for form in right}, texts)]
     moments = read[right[0]]
     if "%y" in right[0]:
-        moments = _of_this_century(raw, name, moments)
+        moments = _of_this_century(raw, name, moments, texts)
     if right[0] != "iso":
         raw.notes.append(
             f"{name!r} is read as {right[0]}: {quoted(words[0])} is {moments[0]:%Y-%m-%d %H:%M}"
@@ -222,15 +224,23 @@ def _of_words(raw: Raw, name: str, texts: Words, options: ReadOptions) -> Times:
     return _localised(raw, name, pd.DatetimeIndex(moments[texts.codes]), options)
 
 
-def _of_this_century(raw: Raw, name: str, moments: pd.DatetimeIndex) -> pd.DatetimeIndex:
-    """Return times with years of two digits, those more than a year ahead in the last century."""
+def _of_this_century(
+    raw: Raw, name: str, moments: pd.DatetimeIndex, texts: Words
+) -> pd.DatetimeIndex:
+    """Return times with years of two digits, those that lie ahead in the last century.
+
+    It is done where more times go up so, or where all are more than 20 years ahead.
+    """
     import pandas as pd
 
-    ahead = moments > pd.Timestamp.now() + pd.DateOffset(years=1)
-    if not ahead.any():
+    now = pd.Timestamp.now()
+    ahead = moments > now + pd.DateOffset(years=1)
+    earlier = moments.where(~ahead, moments - pd.DateOffset(years=100))
+    back, then = (int((np.diff(m.asi8[texts.codes]) < 0).sum()) for m in (moments, earlier))
+    if not ahead.any() or not (then < back or (moments > now + pd.DateOffset(years=20)).all()):
         return moments
     raw.notes.append(f"years of {name!r} from {moments[ahead].year.min() % 100} on are of 19…")
-    return moments.where(~ahead, moments - pd.DateOffset(years=100))
+    return earlier
 
 
 def _only(raw: Raw, name: str, read: dict[str, pd.DatetimeIndex], texts: Words) -> str:

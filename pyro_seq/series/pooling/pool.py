@@ -193,7 +193,7 @@ def members_of(
 
 
 def longer_tails(levels: Array, freedom: float) -> Array:
-    """Return t_nu^{-1}(u) / Phi^{-1}(u) at levels u: 1 at the median, more the further out."""
+    """Return t_nu^{-1}(u) / Phi^{-1}(u) at levels u: the more, the further out."""
     if not np.isfinite(freedom):
         return np.ones_like(levels)
     law = PreciseStudentT(*torch.tensor([freedom, 0.0, 1.0], dtype=torch.double))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pyro_seq.errors import UserError
 from pyro_seq.series.data.reading import ReadOptions, read_series
 from pyro_seq.series.data.schema import SeriesTable
 
@@ -65,8 +66,33 @@ def test_steps_in_columns(read: Read, form: str) -> None:
 
 def test_years_are_no_steps_where_the_user_says_otherwise(read: Read) -> None:
     frame = pd.DataFrame(ACROSS[:, :8], columns=[str(year) for year in range(2000, 2008)])
-    table = read(frame.assign(name=[f"r{i}" for i in range(20)]), targets=("2000", "2001"))
+    frame.insert(0, "name", [f"r{i}" for i in range(20)])
+    assert read(frame).schema.id == "name"
+    table = read(frame, targets=("2000", "2001"))
     assert list(table.series[0].values) == ["2000", "2001"]
+    assert len(read(frame, layout="joint").schema.columns) == 9
+    assert read(frame[["name", *frame.columns[:0:-1]]]).series[0].values["value"][0] == ACROSS[0, 0]
+
+
+@pytest.mark.parametrize("name", ["date", "Month", "week"])
+def test_rows_that_have_times_are_steps(read: Read, name: str) -> None:
+    frame = pd.DataFrame(ACROSS[:12], columns=[str(year) for year in range(2000, 2012)])
+    days = pd.date_range("2020-01-01", periods=12).strftime("%Y-%m-%d")
+    words = {"date": days, "Month": NAMES, "week": [f"W{i}" for i in range(12)]}
+    frame.insert(0, name, words[name])
+    table = read(frame)
+    assert len(table.series) == 1 and len(table.series[0]) == 12
+    assert list(table.series[0].values)[-1] == "2011"
+
+
+def test_names_that_are_taken(read: Read) -> None:
+    frame = pd.DataFrame(ACROSS[:, :8], columns=[str(year) for year in range(2000, 2008)])
+    frame.insert(0, "name", [f"r{i}" for i in range(20)])
+    frame.insert(1, "value", np.arange(20) % 3)
+    table = read(frame)
+    assert [c.name for c in table.schema.columns] == ["value", "value of the step"]
+    months = pd.DataFrame(ACROSS, columns=NAMES).assign(YEAR=YEARS, station="A")
+    assert read(months, id="station").schema.id == "station"
 
 
 def test_series_named_by_several_columns(read: Read) -> None:
@@ -113,6 +139,24 @@ def test_series_named_by_numbers(read: Read) -> None:
     assert len(table.series) == 6
 
 
+def test_a_row_that_is_there_twice_names_no_series(read: Read) -> None:
+    rows = [
+        (day.strftime("%Y-%m-%d"), store, ("sun", "rain")[(day.day + store) % 2], day.day + store)
+        for day in pd.date_range("2020-01-01", periods=60)
+        for store in (1, 2)
+    ]
+    rows.insert(51, (*rows[50][:2], "hail", 3))
+    frame = pd.DataFrame(rows, columns=["date", "store_id", "weather", "sales"])
+    with pytest.raises(UserError, match="row 53, column 'date': the time 2020-01-26"):
+        read(frame)
+
+
+def test_seasons_that_follow_each_other_name_no_series(read: Read) -> None:
+    rows = [(year, week, year % 7 + week % 5) for year in YEARS for week in range(1, 53)]
+    table = read(pd.DataFrame(rows, columns=["fiscal", "week", "sales"]))
+    assert len(table.series) == 1 and len(table.series[0]) == 20 * 52
+
+
 def test_cells_parted_by_blanks(read: Read) -> None:
     rows = "\n".join(f"  {i + 2000}   {i * 3 % 5}.25  {-i}.0 " for i in range(30))
     table = read("year   x y\n" + rows)
@@ -121,6 +165,22 @@ def test_cells_parted_by_blanks(read: Read) -> None:
     assert len(read(rows).series[0]) == 30
     clock = "\n".join(f"2020-01-{d:02} {h:02}:00 {d + h}.5" for d in range(1, 9) for h in range(24))
     assert read(clock.join(["day time x\n", ""])).schema.step == "h"
+
+
+def test_tabs_part_cells_beside_blanks(read: Read) -> None:
+    rows = [f"{i}\t{i}.5\t{'' if i == 20_000 else i}" for i in range(25_000)]
+    table = read("t\tx\ty\n" + "\n".join(rows))
+    assert np.flatnonzero(np.isnan(table.series[0].values["y"])).tolist() == [20_000]
+    rows = [f"2020-01-{d:02} 12:00\t{d}.5" for d in range(1, 29)]
+    assert read("date time\tvalue\n" + "\n".join(rows)).schema.time == "date time"
+
+
+def test_a_header_that_is_a_comment(read: Read) -> None:
+    rows = "\n".join(f"2020-01-{d:02},{d}.5,{d}" for d in range(1, 29))
+    assert read("#date,x,y\n" + rows).schema.time == "date"
+    rows = "\n".join(f"{i} {i}.25 {i * 3}" for i in range(30))
+    table = read("# of a sensor\n# time x y\n" + rows)
+    assert (table.schema.time, list(table.series[0].values)) == ("time", ["x", "y"])
 
 
 def test_comments_before_the_header(read: Read) -> None:
@@ -136,6 +196,12 @@ def test_years_of_the_last_century(read: Read) -> None:
     table = read(frame)
     np.testing.assert_array_equal(table.series[0].times, months.to_numpy())
     assert "of 19…" in said(table)
+
+
+def test_years_to_come(read: Read) -> None:
+    months = pd.date_range("2024-01-01", periods=130, freq="MS")
+    frame = pd.DataFrame({"date": months.strftime("%d/%m/%y"), "x": np.arange(130) * 1.5})
+    np.testing.assert_array_equal(read(frame).series[0].times, months.to_numpy())
 
 
 def test_a_time_that_is_none_is_said(read: Read) -> None:

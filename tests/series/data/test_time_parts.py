@@ -116,9 +116,48 @@ def test_what_only_seems_to_be_a_part(tmp_path: Path) -> None:
     of_two_years = daily.rename(columns={"hour": "yr"}).assign(yr=np.arange(60) // 30, month=1)
     assert "yr" in read(tmp_path, of_two_years).series[0].values
     parts = pd.DataFrame({"year": MONTHS.year, "month": MONTHS.month, "x": VALUES[:48]})
+    joint = read(tmp_path, parts, time="")
+    again = read_series([tmp_path / "table.csv"], schema=joint.schema)
+    assert list(again.series[0].values) == ["year", "month", "x"]
     named = read(tmp_path, parts, known=("month",))
+    again = read_series([tmp_path / "table.csv"], schema=named.schema)
+    assert again.schema == named.schema
     assert list(named.series[0].values) == ["year", "month", "x"]
     assert "put together" not in " ".join(named.notes)
+
+
+def test_clocks_and_hours_that_are_values(tmp_path: Path) -> None:
+    """Of a series that has one row a day, which another column names."""
+    rows = [
+        (day, city, f"06:{10 + (i * 7 + k) % 40:02}", (i * 5 + k) % 24, i + k)
+        for i, day in enumerate(pd.date_range("2020-01-01", periods=40).strftime("%Y-%m-%d"))
+        for k, city in enumerate(("a", "b"))
+    ]
+    frame = pd.DataFrame(rows, columns=["date", "city", "sunrise", "hour", "x"])
+    for left in ("sunrise", "hour"):
+        table = read(tmp_path, frame.drop(columns=left))
+        assert (table.schema.id, table.schema.step, len(table.series)) == ("city", "D", 2)
+
+
+def test_parts_that_do_not_tell_rows_apart(tmp_path: Path) -> None:
+    days = pd.date_range("2020-01-01", periods=60)
+    frame = pd.DataFrame({"year": days.year, "month": days.month, "x": VALUES})
+    assert list(read(tmp_path, frame).series[0].values) == ["year", "month", "x"]
+    table = read(tmp_path, frame.assign(mday=days.day))
+    np.testing.assert_array_equal(table.series[0].times, days.to_numpy())
+    parts = {"year": HOURS.year, "month": HOURS.month, "day": HOURS.day}
+    shifted = pd.DataFrame(parts).assign(hour=(HOURS.hour + 23) % 24 + 1, x=VALUES)
+    ends = read(tmp_path, shifted.assign(day=(HOURS - pd.Timedelta("1h")).day)).series[0]
+    np.testing.assert_array_equal(ends.times, HOURS.to_numpy())
+    weekdays = pd.DataFrame({"year": np.arange(1960, 2020), "mon": 3, "tue": 4, "x": VALUES})
+    assert "mon" in read(tmp_path, weekdays.assign(mon=np.arange(60) % 12 + 1)).series[0].values
+
+
+def test_counters_from_elsewhere_are_values(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"sold": np.arange(100, 148), "date": MONTHS, "obs": np.arange(48) + 7})
+    assert list(read(tmp_path, frame).series[0].values) == ["sold", "obs"]
+    seconds = pd.DataFrame({"time": 1700 + np.arange(60) / 4, "x": VALUES})
+    assert read(tmp_path, seconds).schema.step == "0.25"
 
 
 def test_parts_that_are_no_date_are_refused_by_row(tmp_path: Path) -> None:

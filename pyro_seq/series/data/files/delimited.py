@@ -26,7 +26,7 @@ from pyro_seq.series.data.files.records import (
 
 MOST_COLUMNS = 100_000
 SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs or blanks", "|": "vertical bars"}
-BLANKS, OUTER = re.compile(rb"[ \t]+"), re.compile(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)")
+BLANKS, OUTER = re.compile(rb" +"), re.compile(rb"(?m)^ +| +(?=\r?$)")
 ID_NAMES = ("id", "unique_id", "item_id", "series_id", "ts_id", "series", "item", "store_id")
 
 
@@ -81,14 +81,37 @@ def read_delimited(data: bytes, where: str, options: ReadOptions) -> Raw:
 
 
 def _without_comments(data: bytes, notes: list[str]) -> tuple[bytes, int]:
-    """Return a text without the lines at its beginning that begin with `#`, and how many."""
-    lines = 0
+    """Return a text without the lines at its beginning that begin with `#`, and how many.
+
+    The last of them is the header, without its sign, if it has a word for each cell below it.
+    """
+    lines, last = 0, b""
     while data.startswith(b"#") and b"\n" in data and data[:2] not in (b"#,", b"#;", b"#\t"):
-        data = data[data.index(b"\n") + 1 :]
+        last, data = data[1:].split(b"\n", 1)
         lines += 1
+    if lines and _is_header(last, data):
+        data, lines = last.strip() + b"\n" + data, lines - 1
     if lines:
-        notes.append(f"the first {lines} line{'s' * (lines > 1)} are comments: they begin with '#'")
+        said = f"the first {lines} lines are comments: they begin" if lines > 1 else ""
+        notes.append(f"{said or 'the first line is a comment: it begins'} with '#'")
     return data, lines
+
+
+def _is_header(line: bytes, data: bytes) -> bool:
+    """Tell whether a line has a name for each cell of those below it, which have none."""
+    below = sample_of(data)
+    name = line.decode(errors="replace").strip()
+    if not name or not below:
+        return False
+    if by_blanks([name, *below]):
+        return True
+    rows = cells_of([name, *below], delimiter_of(below))
+    return (
+        len(rows) > 1
+        and len(rows[0]) == len(rows[1]) > 1
+        and has_header(rows[:200])
+        and not has_header(rows[1:200])
+    )
 
 
 def _delimiter(data: bytes) -> tuple[str, bytes, int]:

@@ -17,7 +17,21 @@ from pyro_seq.series.data.schema import Role
 if TYPE_CHECKING:
     import pandas as pd
 
-MISSING = ("", "NaN", "nan", "NAN", "-nan", "NA", "<NA>", "N/A", "n/a", "#N/A", "null", "NULL")
+MISSING = (
+    "",
+    "NaN",
+    "nan",
+    "NAN",
+    "-nan",
+    "NA",
+    "<NA>",
+    "N/A",
+    "n/a",
+    "#N/A",
+    "null",
+    "NULL",
+    "..",
+)
 
 
 @dataclass(eq=False)

@@ -118,7 +118,11 @@ def delimiter_of(lines: list[str]) -> str:
 def by_blanks(lines: list[str]) -> bool:
     """Tell whether blanks part the cells: each row has as many, of numbers, dates or clocks."""
     rows = [line.split() for line in lines if line.strip()]
-    if len(rows) < 3 or len(rows[0]) < 2 or any(sign in line for line in lines for sign in ',;"|'):
+    if (
+        len(rows) < 3
+        or len(rows[0]) < 2
+        or any(sign in line.strip() for line in lines for sign in ',;"|\t')
+    ):
         return False
     plain = (cell for row in rows[1:] for cell in row)
     return all(len(row) == len(rows[0]) for row in rows) and not any(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw
+from pyro_seq.series.data.schema import Schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,8 +24,8 @@ PARTS: dict[str, tuple[tuple[str, ...], int, int]] = {
     "year": (("year", "yr"), 1678, 2261),
     "quarter": (("quarter", "qtr"), 1, 4),
     "month": (("month", "mon"), 1, 12),
-    "day": (("day", "dom"), 1, 31),
-    "hour": (("hour", "hr"), 0, 23),
+    "day": (("day", "dom", "mday", "day_of_month"), 1, 31),
+    "hour": (("hour", "hr"), 0, 24),
     "minute": (("minute",), 0, 59),
 }
 MONTHS = {name.casefold(): i for i, name in enumerate(calendar.month_name) if name}
@@ -36,25 +37,29 @@ REPEATED = 0.3  # of the rows have the date of the row before, if a clock is to 
 NAMES = ("time", "date and time", "time of the row")
 
 
-def with_times_together(raw: Raw, options: ReadOptions, time: str | None = None) -> Raw:
+def with_times_together(raw: Raw, options: ReadOptions, schema: Schema | None = None) -> Raw:
     """Return a table whose times are in one column, if they are in parts; else the table.
 
     Parts are columns with the names of `PARTS`, from the year down; months may be words. A column
     of dates, most of them with several rows, and one of clocks or hours are parts too. The parts
-    are left out. Nothing is put together where the user names the column of times, or uses a part
-    for something else.
+    are left out. Nothing is put together where it does not tell the rows of a series apart, where
+    the user names the column of times, or uses a part for something else.
 
     Args:
         raw: the table.
         options: what the user says of it.
-        time: the column of times in a run's schema.
+        schema: of a run, whose columns are no parts.
 
     Raises `UserError` that names the row whose parts are no date.
     """
+    time = None if schema is None else schema.time
     if options.time is not None or options.time_format or time in raw.frame.columns:
+        return raw
+    if schema is not None and time is None:
         return raw
     named = {*options.targets, *options.known, *options.past, *options.static, *options.ignore}
     named |= {*options.kinds, *raw.roles, options.id or ""}
+    named |= set() if schema is None else {column.name for column in schema.columns}
     free = [name for name in raw.frame.columns if name not in named]
     dated = [name for name in free if _is_sample_of(DATE, raw, name, also_moments=True)]
     found = _of_date_and_clock(raw, free, dated) if dated else _of_parts(raw, free)
@@ -86,6 +91,8 @@ def _of_date_and_clock(
     raw: Raw, free: Sequence[str], dated: Sequence[str]
 ) -> tuple[list[str], pd.Series] | None:
     """Return the names of a date and a clock, and both as texts; `None` if there are none."""
+    import pandas as pd
+
     date = next((n for n in dated if not _is_sample_of(CLOCK, raw, n)), dated[0])
     days = raw.frame[date]
     if days.dtype.kind == "M":
@@ -99,16 +106,44 @@ def _of_date_and_clock(
         if clock.isna().any() or name == date:
             continue
         if name.casefold() in PARTS["hour"][0] and (hours := _numbers("hour", clock)) is not None:
-            clocks = [f"{hour:02}:00" for hour in hours]
+            if hours.max() > 23:
+                continue
+            clocks = pd.Series(hours).map("{:02}:00".format)
         elif _is_sample_of(CLOCK, raw, name):
             words = clock.astype(str).str.strip()
-            clocks = [re.sub(r"(?<=\d)\.(?=\d{2})", ":", w, count=2) for w in words]
+            plain = {w: re.sub(r"(?<=\d)\.(?=\d{2})", ":", w, count=2) for w in words.unique()}
+            clocks = words.map(plain)
         else:
             continue
-        both = days.astype(str).str.strip() + " " + clocks
-        if (both != both.shift()).mean() > 0.99:
-            return [date, name], both
+        if _goes_up_by_clock(days, clocks) and not _told_apart(raw, days, [date, name]):
+            return [date, name], days.astype(str).str.strip() + " " + clocks
     return None
+
+
+def _goes_up_by_clock(days: pd.Series, clocks: pd.Series) -> bool:
+    """Tell whether days have several clocks, which go up from row to row."""
+    import warnings
+
+    import pandas as pd
+
+    words = clocks.unique()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        moments = pd.to_datetime(pd.Series(words, index=words), errors="coerce", format="mixed")
+    at = clocks.map(moments)
+    moves = at.diff()[days == days.shift()]
+    return bool((moves >= pd.Timedelta(0)).mean() > 0.99 and (moves > pd.Timedelta(0)).any())
+
+
+def _told_apart(raw: Raw, times: pd.Series, parts: Sequence[str]) -> bool:
+    """Tell whether columns of words or of whole numbers tell rows of the same time apart."""
+    frame = raw.frame.drop(columns=list(parts))
+    keys = [n for n in frame.columns if frame[n].dtype.kind not in "bfcMm"]
+    keys = [n for n in keys if 1 < frame[n].nunique() < len(frame) / 2]
+    words = [n for n in keys if frame[n].dtype.kind not in "iu"]
+    with_times = frame[keys].assign(**{"\0": times.to_numpy()})
+    ways = [[name] for name in keys] + ([words] if len(words) > 1 else [])
+    return any(not with_times.duplicated([*way, "\0"]).any() for way in ways)
 
 
 def _of_parts(raw: Raw, free: Sequence[str]) -> tuple[list[str], pd.Series] | None:
@@ -117,8 +152,11 @@ def _of_parts(raw: Raw, free: Sequence[str]) -> tuple[list[str], pd.Series] | No
 
     names: dict[str, str] = {}
     numbers: dict[str, NDArray[np.int64]] = {}
+    weekdays = {"tue", "wed", "thu"} & {name.casefold() for name in free}
     for part, (usual, _, _) in PARTS.items():
         for name in free:
+            if name.casefold() == "mon" and weekdays:
+                continue
             if name.casefold() in usual and part not in names:
                 found = _numbers(part, raw.frame[name])
                 if found is not None:
@@ -136,17 +174,23 @@ def _of_parts(raw: Raw, free: Sequence[str]) -> tuple[list[str], pd.Series] | No
             break
         used.append(part)
     none = np.zeros(len(month), np.int64)
-    parts = {part: numbers[part] if part in used else none for part in ("hour", "minute")}
+    hours, minutes = (numbers[part] if part in used else none for part in ("hour", "minute"))
     day = numbers["day"] if "day" in used else none + 1
-    moments = pd.to_datetime(
-        pd.DataFrame({"year": numbers["year"], "month": month, "day": day, **parts}),
-        errors="coerce",
+    days = pd.to_datetime(
+        pd.DataFrame({"year": numbers["year"], "month": month, "day": day}), errors="coerce"
     )
+    moments = days + pd.to_timedelta(hours * 60 + minutes, unit="min")
+    own = [names[part] for part in used]
+    if moments.dropna().duplicated().mean() > 0.01 and not _told_apart(raw, moments, own):
+        return None
     wrong = np.flatnonzero(moments.isna())
     if len(wrong):
         cells = ", ".join(f"{names[part]} {numbers[part][wrong[0]]}" for part in used)
-        raise UserError(f"{raw.place(int(wrong[0]))}: {cells} is no date")
-    return [names[part] for part in used], moments
+        raise UserError(
+            f"{raw.place(int(wrong[0]))}: {cells} is no date; say --time '' if these columns "
+            "are no times"
+        )
+    return own, moments
 
 
 def _numbers(part: str, column: pd.Series) -> NDArray[np.int64] | None:
