@@ -47,6 +47,7 @@ BARS = {  # the published figures to reach: type (b), exact or the filter's, the
     "jsb-rnn": (8.20, None),
     "jsb-vrnn-fivo": (6.60, None),
     "nottingham-vrnn-fivo": (2.58, None),
+    "nottingham-chords-fivo": (2.58, None),
     "jsb-chords": (5.34, None),
     "nottingham-best": (2.86, 2.68),
     "nottingham-rnn": (3.22, None),

@@ -179,6 +179,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.num_steps": 6_000,
         "training.valid_every": 500,
     },
+    # the same with keys that are given those below
+    "nottingham-chords-fivo": NOTTINGHAM
+    | {
+        "frames.emission": "nade",
+        "frames.hidden_size": 64,
+        "rolls.window": 80,
+        "model.name": "vrnn",
+        "model.smoothing": False,
+        "model.hidden_size": 200,
+        "model.latent_size": 48,
+        "model.input_dropout": 0.1,
+        "model.output_dropout": 0.2,
+        "training.objective": "fivo",
+        "training.num_particles": 4,
+        "training.learning_rate": 5e-3,
+        "training.weight_decay": 0.05,
+        "training.ema_decay": 0.995,
+        "training.kl_schedule": "linear",
+        "training.kl_start": 0.2,
+        "training.kl_steps": 200,
+        "training.num_steps": 1_300,
+        "training.valid_every": 100,
+    },
     "nottingham-rnn": NOTTINGHAM
     | {
         "model.name": "rnn",
