@@ -11,7 +11,7 @@ import numpy as np
 
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.series.data.files.delimited import ID_NAMES
-from pyro_seq.series.data.files.numbers import words_of
+from pyro_seq.series.data.files.numbers import floats_of, words_of
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw, listed
 from pyro_seq.series.data.schema import MOST_WORDS, Kind, Schema
@@ -157,12 +157,8 @@ def _without_labels(raw: Raw, names: Sequence[str], given: Set[str]) -> list[str
 
 
 def _runs(column: pd.Series, *, from_one: bool) -> bool:
-    """Tell whether a column counts rows: whole numbers that go up by one, from 0 or 1 on."""
-    import pandas as pd
-
-    if column.dtype.kind not in "iu":
-        column = pd.to_numeric(column, errors="coerce")
-    numbers = column.to_numpy(np.float64)
+    """Tell whether a column counts rows, by one each; if asked for, from 0 or 1 on."""
+    numbers = floats_of(column)
     if from_one and numbers[0] not in (0, 1):
         return False
     moves = np.diff(numbers)
@@ -175,7 +171,6 @@ def _time_of(raw: Raw, free: Sequence[str], ids: Sequence[str]) -> str | None:
     Whole numbers are times if the column has a usual name, or is the first and has none, and they
     go up within each series.
     """
-
     usual = [n for n in free if n.casefold() in TIME_NAMES or n in raw.nameless[:1]]
     for name in [*usual, *(n for n in free if n not in usual)]:
         if name not in ids and looks_like_times(raw, name):

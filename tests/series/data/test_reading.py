@@ -121,6 +121,9 @@ REFUSED = {
     "texts of all kinds": (
         "t,x,c\n" + "\n".join(f"{i},{i}.5,remark {i}z" for i in range(2_000)), "'remark 1000z'",
     ),
+    "an integer beyond every float": (
+        "x,date\n" + "\n".join(f"{'9' * 400},{day}" for day in DAYS), "the number is infinite",
+    ),
     "a time twice": (TABLE.replace("2020-01-06", "2020-01-05"), "row 7, column 'date'"),
     "times that go back": (TABLE.replace("2020-01-06", "2020-01-02"), "is before that of row 6"),
     "no such day": (TABLE.replace("2020-01-06", "2020-02-30"), "'date': '2020-02-30'"),

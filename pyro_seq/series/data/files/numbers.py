@@ -143,3 +143,15 @@ def _refuse(raw: Raw, name: str, texts: Words, code: int, decimal: str | None = 
         f"empty, or say {as_option('--missing', word)} if it is missing, or "
         f"{as_option('--kind', name + '=category')} if all are words"
     )
+
+
+def floats_of(column: pd.Series) -> NDArray[np.float64]:
+    """Return a column's numbers, NaN for what is none or is beyond a float's range."""
+    import pandas as pd
+
+    if column.dtype.kind not in "iuf":
+        try:
+            column = pd.to_numeric(column, errors="coerce")
+        except OverflowError:  # an integer of hundreds of digits
+            return np.full(len(column), np.nan)
+    return column.to_numpy(np.float64)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
+from pyro_seq.series.data.files.numbers import floats_of
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw
 from pyro_seq.series.data.schema import Schema
@@ -195,15 +196,11 @@ def _of_parts(raw: Raw, free: Sequence[str]) -> tuple[list[str], pd.Series] | No
 
 def _numbers(part: str, column: pd.Series) -> NDArray[np.int64] | None:
     """Return a column of parts as whole numbers; `None` if it has others."""
-    import pandas as pd
-
     if part == "month" and column.dtype.kind not in "biufcMm":
         words = column.astype(str).str.strip().str.rstrip(".").str.casefold()
         if words.isin(MONTHS).all():
             return words.map(MONTHS).to_numpy(np.int64)
-    if column.dtype.kind not in "iuf":
-        column = pd.to_numeric(column, errors="coerce")
-    values = column.to_numpy(np.float64)
+    values = floats_of(column)
     _, least, most = PARTS[part]
     whole = np.isfinite(values).all() and (values == np.round(values)).all()
     if not whole or values.min() < least or values.max() > most:
