@@ -14,8 +14,9 @@ from pyro_seq.series.data.files.delimited import ID_NAMES
 from pyro_seq.series.data.files.numbers import floats_of, words_of
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw, listed
+from pyro_seq.series.data.files.time_parts import TIME_NAMES
 from pyro_seq.series.data.schema import MOST_WORDS, Kind, Schema
-from pyro_seq.series.data.times import TIME_NAMES, looks_like_times
+from pyro_seq.series.data.times import looks_like_times
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,10 +19,6 @@ from pyro_seq.series.data.files.raw import Raw, quoted
 if TYPE_CHECKING:
     import pandas as pd
 
-TIME_NAMES = (
-    "time", "times", "timestamp", "date", "dates", "datetime", "date_time", "ds", "day", "month",
-    "year", "quarter", "week", "hour", "minute", "t", "step", "time_idx", "period", "index",
-)  # fmt: skip
 ISO = re.compile(
     r"\d{4}-\d{2}(-\d{2})?([T ]\d{2}:?\d{2}(:?\d{2}([.,]\d+)?)?)?\s*(Z|UTC|[+-]\d{2}(:?\d{2})?)?"
 )

@@ -85,10 +85,14 @@ def _without_comments(data: bytes, notes: list[str]) -> tuple[bytes, int]:
 
     The last of them is the header, without its sign, if it has a word for each cell below it.
     """
-    lines, last = 0, b""
-    while data.startswith(b"#") and b"\n" in data and data[:2] not in (b"#,", b"#;", b"#\t"):
-        last, data = data[1:].split(b"\n", 1)
+    lines, last, at = 0, b"", 0
+    while data[at : at + 1] == b"#" and data[at : at + 2] not in (b"#,", b"#;", b"#\t"):
+        end = data.find(b"\n", at)
+        if end < 0:
+            break
+        last, at = data[at + 1 : end], end + 1
         lines += 1
+    data = data[at:] if at else data
     if lines and _is_header(last, data):
         data, lines = last.strip() + b"\n" + data, lines - 1
     if lines:

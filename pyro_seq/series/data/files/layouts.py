@@ -12,16 +12,12 @@ from numpy.typing import NDArray
 
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw, listed
-from pyro_seq.series.data.files.time_parts import MONTHS, PARTS
+from pyro_seq.series.data.files.time_parts import MONTHS, PARTS, TIME_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 YEAR = re.compile(r"1[6-9]\d\d|2[01]\d\d")
-TIMES = {
-    "time", "date", "datetime", "timestamp", "year", "month", "week", "day", "hour", "quarter",
-    "period", "ds", "t", "step",
-}  # fmt: skip
 LEAST_COLUMNS = 6  # of dates, to be the steps of series that are a row each
 TIME, VALUE = "time", "value"
 
@@ -135,7 +131,7 @@ def _is_step(name: str, dates: Callable[[list[str]], bool]) -> bool:
 def _has_times(raw: Raw, name: str, dates: Callable[[list[str]], bool]) -> bool:
     """Tell whether a column has times, by its name or its words: then rows are steps."""
     column = raw.frame[name]
-    if name.casefold() in TIMES or column.dtype.kind == "M":
+    if name.casefold() in TIME_NAMES or column.dtype.kind == "M":
         return True
     if column.dtype.kind in "biufc":
         return False
@@ -155,4 +151,5 @@ def _is_empty(raw: Raw, name: str) -> bool:
 
 def _of_rows(raw: Raw, frame: pd.DataFrame, rows: NDArray[np.int64]) -> Raw:
     """Return a table of cells that stood in some rows of another."""
-    return replace(raw, frame=frame, rows=raw.rows[rows], file_of=raw.file_of[rows])
+    series = None if raw.series is None else raw.series[rows]
+    return replace(raw, frame=frame, rows=raw.rows[rows], file_of=raw.file_of[rows], series=series)

@@ -25,7 +25,8 @@ class ReadOptions:
         layout: `joint`, one series of all columns; `each`, a series a column; `long`, series
             named by the column `id`.
         season: lengths of seasons in steps; `(0,)` for none.
-        missing: what stands for a missing cell beside an empty one, `NaN`, `NA`, `N/A` and `null`.
+        missing: what stands for a missing cell beside an empty one, `NaN`, `NA`, `N/A`, `null` and
+            `..`.
         step: the time between two steps, as pandas writes frequencies, or a number; the rows within
             one step are averaged.
         holidays: the country whose holidays the calendar has, as `DE` or `US`.

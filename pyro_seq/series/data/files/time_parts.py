@@ -20,6 +20,10 @@ from pyro_seq.series.data.schema import Schema
 if TYPE_CHECKING:
     import pandas as pd
 
+TIME_NAMES = (
+    "time", "times", "timestamp", "date", "dates", "datetime", "date_time", "ds", "day", "month",
+    "year", "quarter", "week", "hour", "minute", "t", "step", "time_idx", "period", "index",
+)  # fmt: skip
 # what columns of parts are called, and the least and the largest number there
 PARTS: dict[str, tuple[tuple[str, ...], int, int]] = {
     "year": (("year", "yr"), 1678, 2261),
