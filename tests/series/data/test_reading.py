@@ -188,10 +188,10 @@ def test_the_decimal_sign_may_be_said(read: Read) -> None:
 
 
 def test_missing_cells(read: Read) -> None:
-    cells = ["1.5", "", "NA", "null", "..", "-999", "n.a."] + ["2.5"] * 21
+    cells = ["1.5", "", "NA", "null", "NaN", "..", "-999", "n.a."] + ["2.5"] * 20
     table = read(days(lambda i: cells[i]), missing=("-999", "n.a."))
-    assert np.flatnonzero(np.isnan(table.series[0].values["x"])).tolist() == [1, 2, 3, 4, 5, 6]
-    assert "6 (21 %)" in describe(table)
+    assert np.flatnonzero(np.isnan(table.series[0].values["x"])).tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert "7 (25 %)" in describe(table)
 
 
 def test_names_that_are_missing_or_repeated(read: Read) -> None:
