@@ -71,6 +71,7 @@ def test_years_are_no_steps_where_the_user_says_otherwise(read: Read) -> None:
     table = read(frame, targets=("2000", "2001"))
     assert list(table.series[0].values) == ["2000", "2001"]
     assert len(read(frame, layout="joint").schema.columns) == 9
+    assert len(read(frame, time="").series) == 1
     assert read(frame[["name", *frame.columns[:0:-1]]]).series[0].values["value"][0] == ACROSS[0, 0]
 
 

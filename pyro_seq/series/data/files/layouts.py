@@ -37,8 +37,8 @@ def with_series_below(raw: Raw, options: ReadOptions, dates: Callable[[list[str]
     """
     columns = [name for name in raw.frame.columns if name not in options.ignore]
     named = (
-        options.targets, options.known, options.past, options.static, options.time, options.layout,
-        any(name in columns for name in options.kinds), raw.roles,
+        options.targets, options.known, options.past, options.static, options.time is not None,
+        options.layout, any(name in columns for name in options.kinds), raw.roles,
     )  # fmt: skip
     if any(named):
         return raw
