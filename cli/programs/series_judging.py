@@ -85,8 +85,9 @@ def evaluate(
     """Score forecasts of the last windows of series, beside forecasts without a model.
 
     Those are the last value and the value of a season ago, each with its own errors of the past,
-    climatology, and analogues (what followed the nearest values of the past). Coverage is the share
-    of cells in the central interval, with its standard error.
+    climatology, analogues (what followed the nearest values of the past), and exponential smoothing
+    (a level, a drift and seasons). Coverage is the share of cells in the central interval, with its
+    standard error.
     """
     import torch
 

@@ -159,9 +159,9 @@ def evaluate(
 ) -> RollingEvaluation:
     """Forecast rolling windows of series from what came before, and score the forecasts.
 
-    Beside the model stand the last value, the seasonal naive, climatology and analogues, each with
-    the errors or stretches of its own past (`pooling.baselines`). The model's paths come from
-    torch's global random state.
+    Beside the model stand the last value, the seasonal naive, climatology, analogues and
+    exponential smoothing, each with the errors or stretches of its own past (`pooling.baselines`).
+    The model's paths come from torch's global random state.
 
     Args:
         model: the trained pair, from `series_program.load`.

@@ -52,8 +52,8 @@ class WindowSettings:
     )
     pool: bool = described(
         True,
-        "whether forecasts are pooled with the last value, the seasonal naive, climatology and "
-        "analogues, by how each did in the windows held out",
+        "whether forecasts are pooled with the last value, the seasonal naive, climatology, "
+        "analogues and exponential smoothing, by how each did in the windows held out",
     )
 
 

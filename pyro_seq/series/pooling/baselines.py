@@ -1,8 +1,8 @@
-"""Forecast without a model: the last value, the value of a season ago, climatology, analogues.
+"""Forecast without training: last value, seasonal naive, climatology, analogues, smoothing.
 
-Each of the first three draws what it adds to its point forecast from its own errors in the past:
-the error of a path is that of the same forecast from an origin in the history, all steps and
-columns together, so that paths have the history's dependence between steps and between columns.
+All but climatology and analogues draw what they add to a point forecast from their own errors in
+the past: the error of a path is that of the same forecast from an origin in the history, all steps
+and columns together, so that paths have the history's dependence between steps and columns.
 Analogues (Lorenz, 1969) are what came, column by column, after the steps whose values were nearest
 to the last one: what a series does that returns to its mean, or stays within bounds.
 """
@@ -15,13 +15,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_seq.series.pooling.smoothing import LEAST_SEASONS, Smoothing
+
 Array = NDArray[np.float64]
-Baseline = Literal["last value", "seasonal naive", "climatology", "analogues"]
-BASELINES: tuple[Baseline, ...] = ("last value", "seasonal naive", "climatology", "analogues")
+Baseline = Literal[
+    "last value", "seasonal naive", "climatology", "analogues", "exponential smoothing"
+]
+BASELINES: tuple[Baseline, ...] = (
+    "last value", "seasonal naive", "climatology", "analogues", "exponential smoothing",
+)  # fmt: skip
 NEAREST = 0.1  # share of the past that is near, at most: one analogue a path if these are fewer
 LEAST_CYCLES = 4  # of a season that is to be told from a shorter one by climatology
 # of kinds without differences; of the others the bounds of what can be
 WORDS = ("yes", "category")
+OF_COUNTS = ("count", "poisson", "zero_inflated")
 BOUNDS: Mapping[str, tuple[float, float]] = {"real": (-np.inf, np.inf), "share": (0.0, 1.0)}
 
 
@@ -41,9 +48,9 @@ def baseline_paths(
     Of numbers, a path is the point forecast plus or minus the errors of the same forecast from an
     origin in the past, drawn at random: both signs, so that the median is the point forecast. Paths
     are kept within what the column's kind allows. Of categories and truth values, a path is what
-    followed the same point forecast in the past. Climatology's paths are stretches of the past from
-    the same phase of the season, of the longest one that the history holds four times. Analogues
-    are as many as there are paths, but at most a tenth of the past.
+    followed the same point forecast in the past, also where smoothing is asked for. Climatology's
+    paths are stretches of the past from the same phase of the season, of the longest one that the
+    history holds four times. Analogues are as many as paths, but at most a tenth of the past.
 
     Args:
         name: which.
@@ -59,6 +66,8 @@ def baseline_paths(
     steps = len(history)
     if name == "analogues":
         return _analogues(history, horizon, kinds, paths, generator)
+    if name == "exponential smoothing":
+        return _smoothing(history, horizon, kinds, seasons, paths, recent, generator)
     season = next((s for s in sorted(seasons) if s <= steps), 1)
     lag, cycle = season if name == "seasonal naive" else 1, 1
     if name == "climatology":
@@ -80,11 +89,50 @@ def baseline_paths(
             same = np.where(base[..., c] == point[:, c], came[..., c], np.nan)
             drawn[..., c] = _picked(same, which, generator, point[:, c])
         else:
-            errors = came[..., c] - base[..., c]
-            errors = _picked(errors, which[::2], generator, np.zeros(horizon))
-            both = np.stack([errors, -errors], 1).reshape(-1, horizon)[:paths]
-            drawn[..., c] = np.clip(point[:, c] + both, *BOUNDS.get(kind, (0.0, np.inf)))
+            errors = _both_signs(came[..., c] - base[..., c], which, generator)
+            drawn[..., c] = np.clip(point[:, c] + errors, *BOUNDS.get(kind, (0.0, np.inf)))
     return drawn
+
+
+def _smoothing(
+    history: Array,
+    horizon: int,
+    kinds: Sequence[str],
+    seasons: Sequence[int],
+    paths: int,
+    recent: int | None,
+    generator: np.random.Generator,
+) -> Array:
+    """Return paths of `Smoothing`, each column by itself, their errors of the same origins."""
+    drawn = np.empty((paths, horizon, history.shape[1]))
+    words = [c for c, kind in enumerate(kinds) if kind in WORDS]
+    numbers = [c for c, kind in enumerate(kinds) if kind not in WORDS]
+    if words:
+        drawn[..., words] = baseline_paths(
+            "last value", history[:, words], horizon, [kinds[c] for c in words], seasons,
+            paths=paths, recent=recent, generator=generator,
+        )  # fmt: skip
+    if not numbers:
+        return drawn
+    season = max((s for s in seasons if s * LEAST_SEASONS <= len(history)), default=1)
+    filled = _carried(history, season)
+    fitted = [Smoothing.fit(filled[:, c], season, growing=kinds[c] != "share") for c in numbers]
+    errors = [
+        one.errors(history[:, c], horizon, recent) for c, one in zip(numbers, fitted, strict=True)
+    ]
+    which = _origins_of_paths(np.stack(errors, -1), paths, generator)
+    for c, one, of_origins in zip(numbers, fitted, errors, strict=True):
+        low, high = BOUNDS.get(kinds[c], (0.0, np.inf))
+        ahead = one.forecast(horizon, _both_signs(of_origins, which, generator))
+        drawn[..., c] = np.clip(np.rint(ahead) if kinds[c] in OF_COUNTS else ahead, low, high)
+    return drawn
+
+
+def _both_signs(errors: Array, which: NDArray[np.int64], generator: np.random.Generator) -> Array:
+    """Return errors `[S, H]` of the origins of every other path, and each with the other sign."""
+    horizon = errors.shape[1]
+    found = _picked(errors, which[::2], generator, np.zeros(horizon))
+    return np.stack([found, -found], 1).reshape(-1, horizon)[: len(which)]
 
 
 def _analogues(

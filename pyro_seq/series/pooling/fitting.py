@@ -16,36 +16,42 @@ from pyro_seq.series.forecasting import draw_paths
 from pyro_seq.series.horizons import cut
 from pyro_seq.series.model.scaling import location_and_scale
 from pyro_seq.series.model.windows import held_out_windows
-from pyro_seq.series.pooling.baselines import BASELINES
-from pyro_seq.series.pooling.pool import Array, ColumnPool, Pool, members_of, pooled_columns
+from pyro_seq.series.pooling.pool import (
+    Array,
+    ColumnPool,
+    Pool,
+    levels_of,
+    members_of,
+    pooled_columns,
+    stretched,
+)
 
 if TYPE_CHECKING:
     from pyro_seq.series.model.model import SeriesModel
 
 PATHS, MOST_WINDOWS = 100, 96  # draws of each window, and how many windows are looked at
 SAMPLES = 16  # particles that filter latents
-POWER = 4.0  # of losses, found on many windows: the second power of a squared error's
+POWER = 8.0  # of losses, found on many windows
 FEW = 3.0  # windows by which the power is half of that
 MORE_FREEDOM = 2.0  # degrees of freedom of the tails beyond the number of windows
-TRUST = 3.0  # weight of a pair beside a forecast that was as good
 NEAR = 0.5  # leads within a factor of e^NEAR are alike
 # what is tried as the logarithm of the spread in the middle of the horizon, and as its slope
 # narrower by a fifth at most: what comes may be odder than what was held out
 LEVELS, SLOPES = np.linspace(-0.2, 0.6, 9), np.linspace(-0.2, 0.2, 5)
-SHRUNK = 2.0  # share of the loss of one window that a spread of e costs
+SHRUNK = 5.0  # share of the loss of one window that a spread of e costs
 
 
 def fit_pool(model: SeriesModel, series: Sequence[Series], seed: int) -> Pool | None:
     r"""Return how forecasts of a model are pooled; `None` where there is nothing to learn that by.
 
     Of the windows that were held out of the training, each is forecast from what came before it.
-    The weight of member k at lead h is proportional to \\bar L_kh^-p, p = 4 n / (n + 3), \\bar L
+    The weight of member k at lead h is proportional to \bar L_kh^-p, p = 8 n / (n + 3), \bar L
     its loss (CRPS, in moves of the series), a mean over windows and, by a Gaussian kernel in log h,
-    over leads like h (Bates and Granger, 1969, for squared errors); the pair's counts three times.
-    The spread, s_h = exp(a + b g(h)), g log h shifted and scaled to run from -1 to 1, is the one of
-    the least loss, shrunk to 1: the fewer windows, the more. The tails are those of n + 2 degrees
-    of freedom. n is the geometric mean of the number of windows and of the different times at which
-    they begin, since windows of one time may be alike.
+    over leads like h (Bates and Granger, 1969, for squared errors). The spread, by which draws are
+    `stretched`, s_h = exp(a + b g(h)), g log h shifted and scaled to run from -1 to 1, is the one
+    of the least loss, shrunk to 1: the fewer windows, the more. The tails are those of n + 2
+    degrees of freedom. n is the geometric mean of the number of windows and of the different times
+    at which they begin, since windows of one time may be alike.
 
     Args:
         model: the trained pair.
@@ -71,11 +77,13 @@ def fit_pool(model: SeriesModel, series: Sequence[Series], seed: int) -> Pool | 
         came = np.stack([piece.values[name][-horizon:] for piece in pieces])
         moves = [location_and_scale(one.values[name][:, None])[1, 0] for one in past]
         own = np.stack([np.sort(member[name], 1) for member in members])
-        fitted[name] = _fitted(own, came / np.array(moves)[:, None], np.array(moves), number)
+        fitted[name] = _fitted(
+            own, came / np.array(moves)[:, None], np.array(moves), number, column.kind
+        )
     return Pool(len(windows), fitted)
 
 
-def _fitted(members: Array, came: Array, moves: Array, number: float) -> ColumnPool:
+def _fitted(members: Array, came: Array, moves: Array, number: float, kind: str) -> ColumnPool:
     """Return the pool of one column.
 
     Args:
@@ -83,6 +91,7 @@ def _fitted(members: Array, came: Array, moves: Array, number: float) -> ColumnP
         came: `[N, H]` in moves, NaN where a cell is missing.
         moves: `[N]`, of each window's series.
         number: how many windows they are worth.
+        kind: of the column.
     """
     members = members / moves[:, None, None]
     horizon, lead = members.shape[-1], np.log(np.arange(1, members.shape[-1] + 1))
@@ -96,24 +105,23 @@ def _fitted(members: Array, came: Array, moves: Array, number: float) -> ColumnP
     total = np.where(seen, losses, 0.0).sum(1) @ alike
     mean = total / np.maximum(seen.sum(0) @ alike, 1e-9)
     mean = np.maximum(mean, 1e-6 * mean.max() or 1.0)
-    trust = np.array([TRUST, *[1.0] * len(BASELINES)])[:, None]
     power = POWER * number / (number + FEW)
-    weights = trust * (mean / mean.min(0)) ** -power
+    weights = (mean / mean.min(0)) ** -power
     weights /= weights.sum(0)
     pooled = (weights[:, None, None] * members).sum(0)
-    return ColumnPool(weights, _spread(pooled, came, lead, number), number + MORE_FREEDOM)
+    return ColumnPool(weights, _spread(pooled, came, lead, number, kind), number + MORE_FREEDOM)
 
 
-def _spread(pooled: Array, came: Array, lead: Array, number: float) -> Array:
-    """Return the factor `[H]` of the distances from the median that has the least loss."""
-    middle = np.median(pooled, 1, keepdims=True)
+def _spread(pooled: Array, came: Array, lead: Array, number: float, kind: str) -> Array:
+    """Return the factor `[H]` by which `stretched` draws have the least loss."""
     place = 2 * lead / lead[-1] - 1 if len(lead) > 1 else lead
     whole = np.nansum(_loss(pooled, came)) or 1.0
     best, found = np.inf, np.ones(len(lead))
     for level in LEVELS:
         for slope in SLOPES if len(lead) > 1 else (0.0,):
             spread = np.exp(level + slope * place)
-            loss = np.nansum(_loss(middle + spread * (pooled - middle), came)) / whole
+            wider = stretched(pooled, np.broadcast_to(spread, pooled.shape[1:]), kind)
+            loss = np.nansum(_loss(wider, came)) / whole
             loss += SHRUNK * (level**2 + 2 * slope**2) / number
             if loss < best:
                 best, found = loss, spread
@@ -123,6 +131,6 @@ def _spread(pooled: Array, came: Array, lead: Array, number: float) -> Array:
 def _loss(ordered: Array, came: Array) -> Array:
     """Return the CRPS `[N, H]` of sorted draws `[N, P, H]`; NaN where a cell is missing."""
     count = ordered.shape[1]
-    level = ((np.arange(count) + 0.5) / count)[:, None]
+    level = levels_of(count)[:, None]
     error: NDArray[np.float64] = came[:, None] - ordered
     return 2 * np.maximum(level * error, (level - 1) * error).mean(1)

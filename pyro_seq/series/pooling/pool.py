@@ -16,13 +16,22 @@ from pyro_seq.distributions.numeric.student import PreciseStudentT
 from pyro_seq.distributions.tails import quantile
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.schema import Column, Schema, Series
-from pyro_seq.series.pooling.baselines import BASELINES, BOUNDS, Baseline, baseline_paths
+from pyro_seq.series.pooling.baselines import (
+    BASELINES,
+    BOUNDS,
+    OF_COUNTS,
+    Baseline,
+    baseline_paths,
+)
 
 Array = NDArray[np.float64]
-OF_COUNTS = ("count", "poisson", "zero_inflated")
 MASSES: Mapping[str, tuple[float, ...]] = {"positive": (0.0,), "share": (0.0, 1.0)}  # by kind
+FIRST_MEMBERS = 3  # of `BASELINES`, that the first pools had
 WITHOUT_POOL = ("yes", "category")  # kinds without quantiles to be averaged
 RECENT = 500  # origins whose errors a forecast without a model has
+DRAWS = (
+    400  # of a forecast without a model, of which quantiles are taken: they cost next to nothing
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +52,14 @@ class ColumnPool:
     def pooled(self, members: Sequence[Array], kind: str, generator: np.random.Generator) -> Array:
         r"""Return draws `[N, P, H]` whose quantiles are those of the members, averaged.
 
-            Q_h(u) = m_h + s_h (t_\nu^{-1}(u) / \Phi^{-1}(u)) (\sum_k w_kh Q_kh(u) - m_h)
+            \bar Q_h(u) = \sum_k w_kh Q_kh(u),
+            Q_h(u) = m_h + s_h (t_\nu^{-1}(u) / \Phi^{-1}(u)) (\bar Q_h(u) - m_h)
 
         Q_kh are the members' quantile functions, m the median of their weighted sum (averages of
         quantiles: Lichtendahl, Grushka-Cockayne and Winkler, 2013), \nu the degrees of freedom. A
-        draw keeps its rank at each step among the first member's, so that steps and columns depend
-        on each other as there (ensemble copula coupling: Schefzik, Thorarinsdottir and Gneiting,
-        2013, arXiv:1302.7149).
+        column within two bounds is stretched otherwise, see `stretched`. A draw keeps its rank at
+        each step among the first member's, so that steps and columns depend on each other as there
+        (ensemble copula coupling: Schefzik, Thorarinsdottir and Gneiting, 2013, arXiv:1302.7149).
         Counts are rounded, bounds are kept, and exact zeros and ones have the average of their
         probabilities. Leads beyond H are pooled as H is.
 
@@ -64,16 +74,14 @@ class ColumnPool:
         ordered = sum(
             weight * np.sort(member, 1) for weight, member in zip(weights, members, strict=True)
         )
-        middle = np.median(ordered, 1, keepdims=True)
-        place = (np.arange(own.shape[1]) + 0.5)[:, None] / own.shape[1]
-        far = spread * longer_tails(place, self.freedom) * (ordered - middle)
-        ordered = np.clip(middle + far, *BOUNDS.get(kind, (0.0, np.inf)))
+        levels = levels_of(own.shape[1])[:, None]
+        ordered = stretched(ordered, spread * longer_tails(levels, self.freedom), kind)
         if kind in OF_COUNTS:
             ordered = np.rint(ordered)
         for mass in MASSES.get(kind, ()):
             shares = [(member == mass).mean(1, keepdims=True) for member in members]
             share = sum(weight * one for weight, one in zip(weights, shares, strict=True))
-            ordered = np.where(place < share if mass == 0 else place > 1 - share, mass, ordered)
+            ordered = np.where(levels < share if mass == 0 else levels > 1 - share, mass, ordered)
         drawn = np.empty_like(own)
         order = np.lexsort((generator.random(own.shape), own), 1)
         np.put_along_axis(drawn, order, ordered, 1)
@@ -133,11 +141,12 @@ class Pool:
     def from_json(cls, document: dict[str, Any], schema: Schema, path: Path) -> Pool:
         """Return the pool of a document; raises `UserError` for one that is damaged.
 
-        In one without analogues, as they were written first, these have no weight; in one without
-        degrees of freedom the tails are as they are.
+        In one with fewer members, as they were written first, the others have no weight; in one
+        without degrees of freedom the tails are as they are.
         """
-        older = document.get("members") == ["pair", *BASELINES[:-1]]
-        members = BASELINES[:-1] if older else BASELINES
+        kept_members = document.get("members")
+        number = len(kept_members) - 1 if isinstance(kept_members, list) else len(BASELINES)
+        members = BASELINES[: max(number, FIRST_MEMBERS)]
         kept_columns = document.get("columns")
         tails = isinstance(kept_columns, dict) and all(
             isinstance(kept, dict) and "freedom" in kept for kept in kept_columns.values()
@@ -190,6 +199,40 @@ def members_of(
 
     found = [np.stack([of(name, series) for series in past]) for name in BASELINES]
     return [{column.name: one[..., c] for c, column in enumerate(columns)} for one in found]
+
+
+def levels_of(number: int) -> Array:
+    """Return the levels (i + 1/2) / P, i = 0 … P - 1, whose quantiles P draws in order are."""
+    return (np.arange(number) + 0.5) / number
+
+
+def stretched(ordered: Array, factor: Array, kind: str) -> Array:
+    r"""Return draws in order `[N, P, H]`, further from their median m by factors `[P, H]`.
+
+    A column within two bounds has Q'(u) = Q(\Phi(f \Phi^{-1}(u))), so that what is wider stays
+    among what was drawn, and does not gather at the bounds; another one m + f (Q(u) - m).
+
+    Args:
+        ordered: sorted along the draws.
+        factor: f of each draw and lead.
+        kind: of the column, which has the bounds.
+    """
+    low, high = BOUNDS.get(kind, (0.0, np.inf))
+    if not np.isfinite(high - low):
+        middle = np.median(ordered, 1, keepdims=True)
+        return np.clip(middle + factor * (ordered - middle), low, high)
+    number, normal = (
+        ordered.shape[1],
+        torch.special.ndtri(torch.from_numpy(levels_of(ordered.shape[1]))),
+    )
+    moved = torch.special.ndtr(torch.from_numpy(factor) * normal[:, None]).numpy()
+    place = np.clip(moved * number - 0.5, 0, number - 1)
+    below = np.floor(place).astype(int)
+    near, far = (
+        np.take_along_axis(ordered, np.broadcast_to(at, (len(ordered), *at.shape)), 1)
+        for at in (below, np.minimum(below + 1, number - 1))
+    )
+    return near + (place - below) * (far - near)
 
 
 def longer_tails(levels: Array, freedom: float) -> Array:

@@ -60,7 +60,7 @@ def test_figures_of_all_forecasters(series_model: SeriesModel, table: SeriesTabl
     scale = seasonal_scale(values[:45], 7)
     assert scale > 0 and found.left_out == 0
     head, rows = table_of_figures(found.figures)
-    assert head[:3] == ["column", "forecast", "wQL9"] and len(rows) == 5 * 4
+    assert head[:3] == ["column", "forecast", "wQL9"] and len(rows) == 6 * 4
     written = json.dumps(found.to_json(), allow_nan=False)
     assert json.loads(written)["figures"]["model"]["level"]["coverage80_error"] >= 0
 

@@ -44,6 +44,20 @@ def test_the_spread_is_about_the_median() -> None:
     np.testing.assert_allclose(found, middle + 2 * (members[0] - middle))
 
 
+def test_what_lies_within_two_bounds_is_stretched_by_its_levels() -> None:
+    """Q(u) = u becomes Phi(f Phi^-1(u)), and shares do not gather at 0 and 1."""
+    levels = (np.arange(4_000) + 0.5) / 4_000
+    member = np.repeat(levels[None, :, None], HORIZON, 2)
+    found = flat(1, 0, 0, 0, spread=1.5).pooled([member] * 4, "share", np.random.default_rng(1))
+    np.testing.assert_allclose(found[0, :, 0], norm.cdf(1.5 * norm.ppf(levels)), atol=2e-4)
+    narrow = flat(1, 0, 0, 0, spread=0.5).pooled([member] * 4, "share", np.random.default_rng(1))
+    np.testing.assert_allclose(narrow[0, :, 0], norm.cdf(0.5 * norm.ppf(levels)), atol=2e-4)
+    beta = np.random.default_rng(2).beta(2, 3, (2, 501, HORIZON))
+    found = flat(1, 0, 0, 0, spread=2.0).pooled([beta] * 4, "share", np.random.default_rng(1))
+    assert (found.min(1) == beta.min(1)).all() and (found.max(1) == beta.max(1)).all()
+    np.testing.assert_allclose(np.median(found, 1), np.median(beta, 1))
+
+
 def test_tails_are_students() -> None:
     """The draws of a standard normal become those of t, and older pools leave them as they are."""
     levels = (np.arange(999) + 0.5) / 999
@@ -59,9 +73,9 @@ def test_few_windows_say_little() -> None:
     """Weights are the nearer to each other, and tails the longer, the fewer windows there are."""
     generator = np.random.default_rng(0)
     came = generator.normal(0, 1, (200, HORIZON))
-    drawn = [generator.normal(m, 1, (200, 100, HORIZON)) for m in (0, 2, 3, 4, 5)]
+    drawn = [generator.normal(m, 1, (200, 100, HORIZON)) for m in (0, 2, 3, 4, 5, 6)]
     members = np.sort(drawn, 2)
-    few, many = (_fitted(members, came, np.ones(200), number) for number in (1.0, 200.0))
+    few, many = (_fitted(members, came, np.ones(200), number, "real") for number in (1.0, 200.0))
     assert (few.weights[0] < many.weights[0]).all()
     assert (few.freedom, many.freedom) == (3.0, 202.0)
 
@@ -102,19 +116,19 @@ def test_loss_is_the_crps_of_a_normal() -> None:
 def test_weights_follow_losses_and_spread_follows_errors() -> None:
     generator = np.random.default_rng(0)
     came = generator.normal(0, 1, (200, HORIZON))
-    drawn = [generator.normal(m, 0.5, (200, 100, HORIZON)) for m in (0, 0, 9, 9, 9)]
+    drawn = [generator.normal(m, 0.5, (200, 100, HORIZON)) for m in (0, 0, 9, 9, 9, 9)]
     members = np.sort(drawn, 2)
-    found = _fitted(members, came, np.ones(200), 200)
+    found = _fitted(members, came, np.ones(200), 200, "real")
     np.testing.assert_allclose(found.weights.sum(0), 1)
-    np.testing.assert_allclose(found.weights[:2].T, [[0.75, 0.25]] * HORIZON, atol=0.02)
+    np.testing.assert_allclose(found.weights[:2].T, [[0.5, 0.5]] * HORIZON, atol=0.02)
     assert found.weights[2:].max() < 1e-3
     assert (found.spread > 1.5).all()  # twice as far, as far as the grid goes
 
 
 def test_nothing_seen_leaves_the_pair_alone() -> None:
-    members = np.zeros((5, 1, 10, HORIZON))
-    found = _fitted(members, np.full((1, HORIZON), np.nan), np.ones(1), 1)
-    assert found.weights.tolist() == [[1.0] * HORIZON] + [[0.0] * HORIZON] * 4
+    members = np.zeros((6, 1, 10, HORIZON))
+    found = _fitted(members, np.full((1, HORIZON), np.nan), np.ones(1), 1, "real")
+    assert found.weights.tolist() == [[1.0] * HORIZON] + [[0.0] * HORIZON] * 5
     assert found.spread.tolist() == [1.0] * HORIZON
 
 
@@ -123,7 +137,7 @@ def schema() -> Schema:
 
 
 def test_a_pool_is_written_and_read(tmp_path: Path) -> None:
-    pool = Pool(3, {"a": replace(flat(0.6, 0.1, 0.1, 0.1, 0.1), freedom=5.5)})
+    pool = Pool(3, {"a": replace(flat(0.5, 0.1, 0.1, 0.1, 0.1, 0.1), freedom=5.5)})
     found = Pool.from_json(pool.to_json(), schema(), tmp_path)
     assert found.columns["a"].freedom == 5.5
     np.testing.assert_allclose(found.columns["a"].weights, pool.columns["a"].weights)
@@ -132,21 +146,26 @@ def test_a_pool_is_written_and_read(tmp_path: Path) -> None:
         document | {"columns": {}},
         document | {"windows": 0},
         document | {"members": ["pair", *BASELINES[::-1]]},
-        document | {"columns": {"a": {"weights": [[1.0]] * 5, "spread": [1.0, 1.0]}}},
-        document | {"columns": {"a": {"weights": [[2.0]] * 5, "spread": [1.0]}}},
+        document | {"columns": {"a": {"weights": [[1.0]] * 6, "spread": [1.0, 1.0]}}},
+        document | {"columns": {"a": {"weights": [[2.0]] * 6, "spread": [1.0]}}},
     ]
     for one in wrong:
         with pytest.raises(UserError, match="is damaged"):
             Pool.from_json(one, schema(), tmp_path)
 
 
-def test_a_pool_from_before_there_were_analogues_gives_them_no_weight(tmp_path: Path) -> None:
-    document = Pool(3, {"a": flat(0.7, 0.1, 0.1, 0.1)}).to_json()
-    document["members"] = ["pair", "last value", "seasonal naive", "climatology"]
+@pytest.mark.parametrize("number", [3, 4])
+def test_members_that_an_older_pool_has_not_get_no_weight(tmp_path: Path, number: int) -> None:
+    shares = [1 - 0.1 * number, *[0.1] * number]
+    document = Pool(3, {"a": flat(*shares)}).to_json()
+    document["members"] = ["pair", *BASELINES[:number]]
     found = Pool.from_json(document, schema(), tmp_path).columns["a"]
-    np.testing.assert_allclose(found.weights, flat(0.7, 0.1, 0.1, 0.1, 0).weights)
+    wanted = flat(*shares, *[0.0] * (len(BASELINES) - number))
+    np.testing.assert_allclose(found.weights, wanted.weights)
     with pytest.raises(UserError, match="is damaged"):
         Pool.from_json(document | {"members": ["pair", *BASELINES]}, schema(), tmp_path)
+    with pytest.raises(UserError, match="is damaged"):
+        Pool.from_json(document | {"members": ["pair", *BASELINES[:2]]}, schema(), tmp_path)
 
 
 def test_only_numbers_are_pooled() -> None:
@@ -156,5 +175,7 @@ def test_only_numbers_are_pooled() -> None:
     drawn = {name: generator.integers(0, 2, (1, 20, HORIZON)) * 1.0 for name in "ab"}
     others = members_of(drawn, past, schema(), generator)
     assert [sorted(one) for one in others] == [["a"]] * len(BASELINES)
-    found = Pool(1, {"a": flat(0.2, 0.2, 0.2, 0.2, 0.2)}).pooled(drawn, past, schema(), generator)
+    found = Pool(1, {"a": flat(0.2, 0.2, 0.2, 0.2, 0.1, 0.1)}).pooled(
+        drawn, past, schema(), generator
+    )
     assert found["b"] is drawn["b"] and found["a"].shape == (1, 20, HORIZON)
