@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     "--window",
     100,
     "W",
-    "Steps whose mean surprise is watched too, and of which the first is marked.",
+    "Steps of a run, of which the first is marked; over about as many surprise is watched too.",
 )
 @click.option(
     "--labels",

@@ -1,8 +1,8 @@
 """Turn what each step was predicted into p-values of anomalies, sudden ones and long ones.
 
 A surprise is -log p of a cell in nats, exponential if the model is right. No model is quite right,
-so surprises are compared with those that came before in the same column: of a step, and of the mean
-over a window of steps, which finds changes that no step alone shows.
+so surprises are compared with those that came before in the same column: of a step, and of means
+over windows of steps, which find changes that no step alone shows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-WINDOW = 100  # steps whose mean surprise is watched
+WINDOW = 100  # steps that are one run
+SCALES = (0.2, 0.6, 1.8)  # windows whose mean surprise is watched, in runs
+ORDINARY = 3.0  # nats up to which a step alone says nothing, so that it hides nothing that lasts
 TOP = 0.1  # share of what came before whose excess is taken for exponential
 FEW = 5  # of these, with which nothing is said of their excess
 TRUST = 50  # surprises that must have come before to count as much as the model's own word
@@ -27,28 +29,39 @@ def surprise_of(p: Array) -> Array:
 
 
 def p_values(surprise: Array, window: int = WINDOW) -> Array:
-    """Return the p-value of each step `[T]`, from its surprise and those before it.
+    r"""Return the p-value of each step `[T]`, from its surprise and those before it.
 
-    Let e_t be the surprise of a step among the column's earlier ones, and l_t that of the mean of e
-    over the last `window` steps among earlier means; both are exponential if nothing changes. Their
-    sum has the p-value (1 + e + l) exp(-e - l) (Fisher 1932).
+    Let e_t be the surprise of a step among the column's earlier ones, and l_wt that of the mean of
+    e over the last w steps among earlier such means; all are exponential if nothing changes. Then
+
+        x_t = max(e_t - c, 0) + max(\max_w l_wt - log W, 0),   p_t = (1 + x_t exp(-c)) exp(-x_t)
+
+    with c of 3 nats and W windows: the oddest of W has at most W times the probability
+    (Bonferroni), and p is that of x where both terms are independent.
 
     Args:
         surprise: `[T]`, NaN where a cell is missing; so is its p-value.
-        window: steps whose mean is watched.
+        window: steps of a run: means are over 0.2, 0.6 and 1.8 times as many.
     """
     seen = np.isfinite(surprise)
     steps = _among_earlier(surprise[seen], trusted=True)
-    total = np.concatenate([[0.0], np.cumsum(steps)])
-    ends = np.arange(1, len(steps) + 1)
-    starts = np.maximum(ends - window, 0)
-    means = (total[ends] - total[starts]) / (ends - starts)
-    # of a few steps a mean varies more than those of whole windows will
-    means[: min(window, len(means))] = np.nan
-    both = steps + _among_earlier(means, trusted=False)
+    widths = sorted({max(1, round(scale * window)) for scale in SCALES})
+    lasting = np.max([_among_earlier(_means(steps, w), trusted=False) for w in widths], 0)
+    x = np.maximum(steps - ORDINARY, 0) + np.maximum(lasting - math.log(len(widths)), 0)
     found = np.full(len(surprise), np.nan)
-    found[seen] = (1 + both) * np.exp(-both)
+    found[seen] = (1 + x * math.exp(-ORDINARY)) * np.exp(-x)
     return found
+
+
+def _means(steps: Array, window: int) -> Array:
+    """Return the mean of the last `window` steps at each, NaN at the first ones.
+
+    Of a few steps a mean varies more than those of whole windows will.
+    """
+    total = np.concatenate([[0.0], np.cumsum(steps)])
+    means = np.full(len(steps), np.nan)
+    means[window:] = (total[window + 1 :] - total[1:-window]) / window
+    return means
 
 
 def _among_earlier(values: Array, *, trusted: bool) -> Array:

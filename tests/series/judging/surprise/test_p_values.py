@@ -30,6 +30,23 @@ def test_a_model_that_is_too_sure_is_believed_less() -> None:
     assert (p_values(surprise)[1000:] < 0.01).mean() < 0.02
 
 
+def test_a_change_is_found_however_long_it_lasts() -> None:
+    generator = np.random.default_rng(5)
+    surprise = generator.exponential(size=4000)
+    for steps, factor in ((20, 4.0), (60, 2.5), (180, 1.8)):
+        changed = surprise.copy()
+        changed[3000 : 3000 + steps] *= factor
+        assert p_values(changed)[3000 : 3000 + steps].min() < 1e-3
+        assert p_values(surprise)[3000 : 3000 + steps].min() > 1e-2
+
+
+def test_the_p_value_of_a_lone_step_is_that_of_what_it_has_beyond_the_ordinary() -> None:
+    """Before the first window is full: (1 + x e^-3) e^-x of x = max(e - 3, 0)."""
+    x = np.array([2.0, 8.0])
+    found = p_values(x)[0], p_values(x[1:])[0]
+    assert found == (1.0, pytest.approx((1 + 5 * np.exp(-3)) * np.exp(-5)))
+
+
 def test_a_spike_and_a_change_are_found() -> None:
     generator = np.random.default_rng(2)
     surprise = generator.exponential(size=3000)
