@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_seq.series.pooling.smoothing import LEAST_SEASONS, Smoothing
+from pyro_seq.series.pooling.smoothing import LEAST_SEASONS, last_origins, smooth
 
 Array = NDArray[np.float64]
 Baseline = Literal[
@@ -57,8 +57,9 @@ def baseline_paths(
         history: `[T, C]`, NaN where a cell is missing.
         horizon: H.
         kinds: of each column.
-        seasons: lengths of seasons; the shortest is the seasonal naive's. Without one the seasonal
-            naive is the last value.
+        seasons: lengths of seasons; the shortest is the seasonal naive's, the longest that the
+            history holds three times that of smoothing. Without one the seasonal naive is the last
+            value.
         paths: S.
         recent: errors of so many last origins only; of all if not given. Analogues are of all.
         generator: of the origins.
@@ -76,7 +77,7 @@ def baseline_paths(
     back = ahead - lag * -(-ahead // lag)  # the step that is repeated, from the origin; <= 0
     # the last steps that are known: in a cycle's first part there may be none before
     origins = np.arange((steps - 1) % cycle - (cycle > 1) * cycle, steps - 1, cycle)
-    origins = origins[origins >= lag - cycle][-(recent or steps) :]
+    origins = last_origins(origins[origins >= lag - cycle], steps, horizon, recent)
     came, filled = _at_steps(history, origins[:, None] + ahead), _carried(history, lag)
     base = filled[np.maximum(origins[:, None] + back, 0)]
     point = filled[steps - 1 + back]  # [H, C]
@@ -103,7 +104,7 @@ def _smoothing(
     recent: int | None,
     generator: np.random.Generator,
 ) -> Array:
-    """Return paths of `Smoothing`, each column by itself, their errors of the same origins."""
+    """Return paths of exponential smoothing, each column by itself, errors of the same origins."""
     drawn = np.empty((paths, horizon, history.shape[1]))
     words = [c for c, kind in enumerate(kinds) if kind in WORDS]
     numbers = [c for c, kind in enumerate(kinds) if kind not in WORDS]
@@ -115,8 +116,8 @@ def _smoothing(
     if not numbers:
         return drawn
     season = max((s for s in seasons if s * LEAST_SEASONS <= len(history)), default=1)
-    filled = _carried(history, season)
-    fitted = [Smoothing.fit(filled[:, c], season, growing=kinds[c] != "share") for c in numbers]
+    filled = _carried(history[:, numbers], season)
+    fitted = smooth(filled, season, horizon, [kinds[c] != "share" for c in numbers])
     errors = [
         one.errors(history[:, c], horizon, recent) for c, one in zip(numbers, fitted, strict=True)
     ]

@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 PATHS, MOST_WINDOWS = 100, 96  # draws of each window, and how many windows are looked at
 SAMPLES = 16  # particles that filter latents
 POWER = 8.0  # of losses, found on many windows
+LEAST_LOSS = 1e-6  # in moves: no forecast is infinitely better than another
 FEW = 3.0  # windows by which the power is half of that
 MORE_FREEDOM = 2.0  # degrees of freedom of the tails beyond the number of windows
 NEAR = 0.5  # leads within a factor of e^NEAR are alike
 # what is tried as the logarithm of the spread in the middle of the horizon, and as its slope
-# narrower by a fifth at most: what comes may be odder than what was held out
+# in the middle narrower by a fifth at most: what comes may be odder than what was held out
 LEVELS, SLOPES = np.linspace(-0.2, 0.6, 9), np.linspace(-0.2, 0.2, 5)
 SHRUNK = 5.0  # share of the loss of one window that a spread of e costs
 
@@ -104,7 +105,7 @@ def _fitted(members: Array, came: Array, moves: Array, number: float, kind: str)
         return ColumnPool(weights, np.ones(horizon), number + MORE_FREEDOM)
     total = np.where(seen, losses, 0.0).sum(1) @ alike
     mean = total / np.maximum(seen.sum(0) @ alike, 1e-9)
-    mean = np.maximum(mean, 1e-6 * mean.max() or 1.0)
+    mean += LEAST_LOSS
     power = POWER * number / (number + FEW)
     weights = (mean / mean.min(0)) ** -power
     weights /= weights.sum(0)

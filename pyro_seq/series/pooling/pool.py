@@ -29,9 +29,6 @@ MASSES: Mapping[str, tuple[float, ...]] = {"positive": (0.0,), "share": (0.0, 1.
 FIRST_MEMBERS = 3  # of `BASELINES`, that the first pools had
 WITHOUT_POOL = ("yes", "category")  # kinds without quantiles to be averaged
 RECENT = 500  # origins whose errors a forecast without a model has
-DRAWS = (
-    400  # of a forecast without a model, of which quantiles are taken: they cost next to nothing
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +57,8 @@ class ColumnPool:
         column within two bounds is stretched otherwise, see `stretched`. A draw keeps its rank at
         each step among the first member's, so that steps and columns depend on each other as there
         (ensemble copula coupling: Schefzik, Thorarinsdottir and Gneiting, 2013, arXiv:1302.7149).
-        Counts are rounded, bounds are kept, and exact zeros and ones have the average of their
-        probabilities. Leads beyond H are pooled as H is.
+        Counts are rounded, bounds are kept, and exact zeros and ones have at least the average of
+        their probabilities. Leads beyond H are pooled as H is.
 
         Args:
             members: draws `[N, P, H']` of the pair and of each of `BASELINES`.
@@ -160,6 +157,8 @@ class Pool:
                 raise UserError(f"{path} is damaged: column {name!r} has leads of several numbers")
             weights = np.array(kept["weights"], np.float64)
             weights = np.pad(weights, ((0, len(BASELINES) - len(members)), (0, 0)))
+            if not np.allclose(weights.sum(0), 1, atol=1e-4):
+                raise UserError(f"{path} is damaged: weights of column {name!r} do not sum to 1")
             found[name] = ColumnPool(
                 weights, np.array(kept["spread"], np.float64), kept.get("freedom", np.inf)
             )
@@ -209,8 +208,9 @@ def levels_of(number: int) -> Array:
 def stretched(ordered: Array, factor: Array, kind: str) -> Array:
     r"""Return draws in order `[N, P, H]`, further from their median m by factors `[P, H]`.
 
-    A column within two bounds has Q'(u) = Q(\Phi(f \Phi^{-1}(u))), so that what is wider stays
-    among what was drawn, and does not gather at the bounds; another one m + f (Q(u) - m).
+    A column within two bounds has Q'(u) = Q(\Phi(f \Phi^{-1}(u))), so that what is wider is not cut
+    off at the bounds, and reaches no further than the outermost draws. Another one has
+    Q'(u) = m + f (Q(u) - m).
 
     Args:
         ordered: sorted along the draws.
@@ -225,7 +225,7 @@ def stretched(ordered: Array, factor: Array, kind: str) -> Array:
         ordered.shape[1],
         torch.special.ndtri(torch.from_numpy(levels_of(ordered.shape[1]))),
     )
-    moved = torch.special.ndtr(torch.from_numpy(factor) * normal[:, None]).numpy()
+    moved = torch.special.ndtr(torch.tensor(factor) * normal[:, None]).numpy()
     place = np.clip(moved * number - 0.5, 0, number - 1)
     below = np.floor(place).astype(int)
     near, far = (

@@ -125,6 +125,16 @@ def test_weights_follow_losses_and_spread_follows_errors() -> None:
     assert (found.spread > 1.5).all()  # twice as far, as far as the grid goes
 
 
+def test_a_wild_member_does_not_make_the_others_alike() -> None:
+    generator = np.random.default_rng(0)
+    came = generator.random((50, HORIZON))
+    members = np.sort(
+        [came[:, None] + generator.normal(0, s, (50, 100, HORIZON)) for s in (0.01, 1, 1e12)], 2
+    )
+    found = _fitted(np.clip(members, 0, None), came, np.ones(50), 50, "share")
+    assert (found.weights[0] > 0.99).all()
+
+
 def test_nothing_seen_leaves_the_pair_alone() -> None:
     members = np.zeros((6, 1, 10, HORIZON))
     found = _fitted(members, np.full((1, HORIZON), np.nan), np.ones(1), 1, "real")
@@ -146,7 +156,8 @@ def test_a_pool_is_written_and_read(tmp_path: Path) -> None:
         document | {"columns": {}},
         document | {"windows": 0},
         document | {"members": ["pair", *BASELINES[::-1]]},
-        document | {"columns": {"a": {"weights": [[1.0]] * 6, "spread": [1.0, 1.0]}}},
+        document | {"columns": {"a": {"weights": [[1.0]] + [[0.0]] * 5, "spread": [1.0, 1.0]}}},
+        document | {"columns": {"a": {"weights": [[0.0]] * 6, "spread": [1.0]}}},
         document | {"columns": {"a": {"weights": [[2.0]] * 6, "spread": [1.0]}}},
     ]
     for one in wrong:

@@ -18,6 +18,7 @@ WINDOW = 100  # steps that are one run
 SCALES = (0.2, 0.6, 1.8)  # windows whose mean surprise is watched, in runs
 ORDINARY = 3.0  # nats up to which a step alone says nothing, so that it hides nothing that lasts
 TOP = 0.1  # share of what came before whose excess is taken for exponential
+SMALLEST = 1e-9  # excess, as a share and in nats
 FEW = 5  # of these, with which nothing is said of their excess
 TRUST = 50  # surprises that must have come before to count as much as the model's own word
 LEAST_P = 1e-300
@@ -95,6 +96,8 @@ def _beyond(ordered: list[float], value: float) -> float:
     if len(top) < FEW:
         return 0.0
     spread = sum(top) / len(top) - least
+    if spread < SMALLEST * least or spread < SMALLEST:  # all but equal: nothing is said of it
+        return 0.0
     return -math.log(len(top) / len(ordered)) + (value - least) / spread
 
 

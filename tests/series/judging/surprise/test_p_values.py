@@ -73,6 +73,16 @@ def test_a_constant_column_is_never_marked() -> None:
     assert not (p_values(np.full(1000, 0.7)) < 0.01).any()
 
 
+def test_surprises_that_are_all_but_equal_say_nothing_of_their_excess() -> None:
+    near = np.full(400, 0.1)
+    near[100:300:5], near[350] = np.nextafter(0.1, 1), 3
+    tiny = np.zeros(400)
+    tiny[100:110], tiny[300] = 1e-310, 5
+    for surprise in (near, tiny):
+        found = p_values(surprise)
+        assert ((found >= 0) & (found <= 1)).all()
+
+
 def test_only_the_first_of_a_run_is_marked() -> None:
     p = np.ones(300)
     p[[10, 11, 40, 101, 200]] = 1e-6
