@@ -57,9 +57,8 @@ def baseline_paths(
         history: `[T, C]`, NaN where a cell is missing.
         horizon: H.
         kinds: of each column.
-        seasons: lengths of seasons; the shortest is the seasonal naive's, the longest that the
-            history holds three times that of smoothing. Without one the seasonal naive is the last
-            value.
+        seasons: lengths of seasons; the shortest is the seasonal naive's (without one that is the
+            last value), the longest that the history holds three times is that of smoothing.
         paths: S.
         recent: errors of so many last origins only; of all if not given. Analogues are of all.
         generator: of the origins.
