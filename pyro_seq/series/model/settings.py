@@ -82,6 +82,7 @@ class SeriesSettings:
             num_steps=2_000,
             max_minutes=10.0,
             learning_rate=2e-3,
+            weight_decay=0.3,
             ema_decay=0.99,
             valid_every=50,
             patience=12,
