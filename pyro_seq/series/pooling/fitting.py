@@ -36,8 +36,8 @@ LEAST_LOSS = 1e-6  # in moves: no forecast is infinitely better than another
 FEW = 3.0  # windows by which the power is half of that
 MORE_FREEDOM = 2.0  # degrees of freedom of the tails beyond the number of windows
 NEAR = 0.5  # leads within a factor of e^NEAR are alike
-# what is tried as the logarithm of the spread in the middle of the horizon, and as its slope
-# in the middle narrower by a fifth at most: what comes may be odder than what was held out
+# what is tried as the logarithm of the spread in the middle of the horizon, and as its slope; there
+# narrower by a fifth at most: what comes may be odder than what was held out
 LEVELS, SLOPES = np.linspace(-0.2, 0.6, 9), np.linspace(-0.2, 0.2, 5)
 SHRUNK = 5.0  # share of the loss of one window that a spread of e costs
 

@@ -218,13 +218,11 @@ def stretched(ordered: Array, factor: Array, kind: str) -> Array:
         kind: of the column, which has the bounds.
     """
     low, high = BOUNDS.get(kind, (0.0, np.inf))
+    number = ordered.shape[1]
     if not np.isfinite(high - low):
-        middle = np.median(ordered, 1, keepdims=True)
+        middle = (ordered[:, (number - 1) // 2] + ordered[:, number // 2])[:, None] / 2
         return np.clip(middle + factor * (ordered - middle), low, high)
-    number, normal = (
-        ordered.shape[1],
-        torch.special.ndtri(torch.from_numpy(levels_of(ordered.shape[1]))),
-    )
+    normal = torch.special.ndtri(torch.from_numpy(levels_of(number)))
     moved = torch.special.ndtr(torch.tensor(factor) * normal[:, None]).numpy()
     place = np.clip(moved * number - 0.5, 0, number - 1)
     below = np.floor(place).astype(int)
